@@ -1,0 +1,162 @@
+"""Augmentation of an image together with its labels, by albumentations, with the geometry that each needs."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mtlsearch.task import Target
+
+Sample = dict[str, Any]
+
+MEAN_COLOUR = (124, 116, 104)
+"""ImageNet's mean in 0..255, close to zero once the network has normalised it."""
+
+
+class Augment:
+    """Random colour, zoom, rotation, crop and flip of one sample.
+
+    Class maps, like all dense labels, move by nearest neighbour: no class is invented and no hole spreads.
+    What a label's *values* do under the map is its target's to say (`Target.warp`). Where there is no image
+    left it has the mean colour, and the labels there are unlabelled. Image labels stay as they are.
+
+    Args:
+        resize: (H, W) to which the whole image is brought first. It keeps the field of view, so metric depth
+            does not change.
+        crop: (H, W) of the result; smaller images are padded. By default the size of the (resized) image.
+        scale: range of the zoom; zooming by s divides metric depth by s.
+        rotate: the largest rotation either way, in degrees.
+        flip: probability of a horizontal flip.
+        colour: strength of the colour jitter in [0, 1]: brightness, contrast and saturation change by up to
+            this fraction, the hue by up to an eighth of it (of a full turn).
+    """
+
+    def __init__(
+        self,
+        *,
+        resize: Sequence[int] | None = None,
+        crop: Sequence[int] | None = None,
+        scale: Sequence[float] = (1.0, 1.0),
+        rotate: float = 0.0,
+        flip: float = 0.5,
+        colour: float = 0.0,
+    ) -> None:
+        self.resize = None if resize is None else check_size("resize", resize)
+        self.crop = None if crop is None else check_size("crop", crop)
+        if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale must be a range [low, high] with 0 < low <= high, not {scale}.")
+        if not 0 <= rotate <= 180:
+            raise ValueError(f"rotate must be an angle in [0, 180] degrees, not {rotate}.")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip must be a probability in [0, 1], not {flip}.")
+        if not 0 <= colour <= 1:
+            raise ValueError(f"colour must be in [0, 1], not {colour}.")
+        self.scale = (float(scale[0]), float(scale[1]))
+        self.rotate = float(rotate)
+        self.flip = float(flip)
+        self.colour = float(colour)
+
+    def __call__(self, sample: Sample, targets: Mapping[str, Target], seed: int) -> Sample:
+        """The augmented sample; the same seed gives the same one.
+
+        Args:
+            sample: an image (H, W, 3) uint8, labels by task name (absent or None where unlabelled), and
+                anything else, which is handed through.
+            targets: the kind of label of each task.
+            seed: at least 0.
+        """
+        if self.resize is not None:
+            sample = resize(sample, targets, self.resize)
+        height, width = sample["image"].shape[:2]
+        size = self.crop or (height, width)
+        pipeline = _pipeline(size, self.scale, self.rotate, self.flip, self.colour)
+        # set_random_seed would start every transform from the same seed: flip and zoom would go together.
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        # The labels do not go through the pipeline: a map of where each pixel comes from does, once for all.
+        origin = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        moved = pipeline(image=sample["image"], mask=origin)
+        origin = moved["mask"]
+        linear = _linear(moved["applied_transforms"])
+
+        result = {**sample, "image": moved["image"]}
+        for name, target, label in _dense(sample, targets):
+            label = label.reshape(*label.shape[:-2], -1)[..., origin]
+            result[name] = np.where(origin >= 0, target.warp(label, linear), target.unlabelled(size))
+        return result
+
+
+def resize(sample: Sample, targets: Mapping[str, Target], size: Sequence[int]) -> Sample:
+    """The sample at `size` (H, W), the field of view kept: labels by nearest neighbour, values unchanged."""
+    (new_height, new_width), (height, width) = size, sample["image"].shape[:2]
+    if (new_height, new_width) == (height, width):
+        return sample
+    image = Image.fromarray(sample["image"]).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    rows = (np.arange(new_height) * 2 + 1) * height // (2 * new_height)
+    columns = (np.arange(new_width) * 2 + 1) * width // (2 * new_width)
+    result = {**sample, "image": np.array(image)}
+    for name, _, label in _dense(sample, targets):
+        result[name] = label[..., rows[:, None], columns]
+    return result
+
+
+def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
+    """A size (H, W) as a tuple; a ValueError that names the argument where it is none."""
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"{name} must be two positive whole numbers [height, width], not {size}.")
+    return size[0], size[1]
+
+
+def _dense(sample: Sample, targets: Mapping[str, Target]) -> Iterator[tuple[str, Target, np.ndarray]]:
+    """The labels that the sample has for every pixel."""
+    height, width = sample["image"].shape[:2]
+    for name, target in targets.items():
+        label = sample.get(name)
+        if label is None or not target.dense:
+            continue
+        if label.shape[-2:] != (height, width):
+            raise ValueError(
+                f"{sample.get('name', 'A sample')}: its {name} label is of shape {label.shape}, its image of "
+                f"{height}x{width}. Both need the same height and width."
+            )
+        yield name, target, label
+
+
+@lru_cache
+def _pipeline(
+    size: tuple[int, int], scale: tuple[float, float], rotate: float, flip: float, colour: float
+) -> Any:
+    """The albumentations pipeline that moves an image and, as `mask`, the map of where its pixels are."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a server for its version upon import
+    import albumentations
+    import cv2
+
+    cv2.setNumThreads(0)  # its threads neither pay at these sizes nor survive a data loader's fork
+    fill = {"fill": MEAN_COLOUR, "fill_mask": -1}
+    transforms: list[Any] = []
+    if colour > 0:  # before anything that pads: the padding keeps the mean colour
+        transforms.append(albumentations.ColorJitter(colour, colour, colour, hue=colour / 8, p=1))
+    if scale != (1.0, 1.0) or rotate > 0:
+        turn = (-rotate, rotate)
+        transforms.append(
+            albumentations.Affine(scale=scale, rotate=turn, keep_ratio=True, fit_output=True, p=1, **fill)
+        )
+    transforms.append(albumentations.RandomCrop(*size, pad_if_needed=True, pad_position="random", **fill))
+    transforms.append(albumentations.HorizontalFlip(p=flip))
+    return albumentations.Compose(transforms, save_applied_params=True)
+
+
+def _linear(applied: Sequence[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
+    """(2, 2), the linear part of the map of (x, y) pixels that the applied transforms make together."""
+    linear = np.eye(2)
+    for name, parameters in applied:
+        if name == "Affine":
+            linear = parameters["matrix"][:2, :2] @ linear
+        elif name == "HorizontalFlip":
+            linear = np.diag([-1.0, 1.0]) @ linear
+    return linear
