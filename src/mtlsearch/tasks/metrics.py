@@ -1,0 +1,54 @@
+"""Metrics over all labelled entries of a data set, never means of batch values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class Mean(Metric):
+    """The mean of a value over the labelled entries of a data set; NaN where there are none.
+
+    Args:
+        amount: `amount(prediction, target)` gives the sum of the value over a batch's labelled entries and
+            their number, as a task's loss does.
+    """
+
+    full_state_update = False
+    total: Tensor
+    lost: Tensor
+    count: Tensor
+
+    def __init__(self, amount: Callable[[Any, Any], tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.amount = amount
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("lost", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, prediction: Any, target: Any) -> None:
+        amount, count = self.amount(prediction, target)
+        # Kahan's compensated sum: Apple's MPS has no float64, and fp32 alone stops counting at 2^24.
+        total = self.total + amount
+        self.lost += amount - (total - self.total)
+        self.total = total
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return (self.total + self.lost) / self.count
+
+
+class MeanError(Mean):
+    """A mean that is better when lower."""
+
+    higher_is_better = False
+
+
+class MeanScore(Mean):
+    """A mean that is better when higher."""
+
+    higher_is_better = True
