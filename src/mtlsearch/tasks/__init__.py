@@ -9,7 +9,7 @@
 | `classification` | class id () or probabilities (classes,) | cross entropy or l2 | top1, top5 |
 
 Angles are in degrees, depth errors in metres, the rest are fractions from 0 to 1, all taken over every
-labelled entry of a data set. A task of your own is a `Task` made from these parts or others; any function that
+labelled entry of a data set. A task of your own is a `Task` made of these parts or others; any function that
 may be a loss may be a metric: `partial(MeanError, function)` or `partial(MeanScore, function)`.
 """
 
@@ -54,11 +54,10 @@ def from_spec(name: str, spec: Mapping[str, Any] | None) -> Task:
             f"Task {name!r} is not described by a kind and arguments: found {spec!r}. "
             "A task of your own has to be passed as an object."
         )
-    if spec["kind"] not in KINDS:
-        raise ValueError(
-            f"Task {name!r} is of an unknown kind {spec['kind']!r}: known are {', '.join(KINDS)}."
-        )
+    kind = str(spec["kind"])
+    if kind not in KINDS:
+        raise ValueError(f"Task {name!r} is of an unknown kind {kind!r}: known are {', '.join(KINDS)}.")
     try:
-        return KINDS[spec["kind"]](name, **spec["arguments"])
+        return KINDS[kind](name, **spec["arguments"])
     except TypeError as error:
         raise ValueError(f"Task {name!r} cannot be made from {dict(spec)}: {error}.") from error

@@ -115,15 +115,15 @@ def correct(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _palette() -> np.ndarray:
-    """The Pascal VOC colours (256, 3) without their black, which is left to the unlabelled pixels' 255.
-
-    The bits of class + 1 are dealt out in turn to red, green and blue, from the highest bit of each down.
-    """
-    ids = np.arange(1, 257) % 256
-    bits = (ids[:, None] >> np.arange(8)) & 1
+    """Colours (256, 3) uint8: black for the unlabelled 255, then each the farthest from all before it."""
+    steps = np.arange(0, 253, 42)
+    grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
     colours = np.zeros((256, 3), dtype=np.uint8)
-    for bit in range(8):
-        colours[:, bit % 3] |= (bits[:, bit] << (7 - bit // 3)).astype(np.uint8)
+    distance = np.full(len(grid), np.iinfo(np.int64).max)
+    for i in range(UNLABELLED):
+        # The eye tells greens better than blues, and blues better than reds ("redmean" weights).
+        distance = np.minimum(distance, ((grid - colours[i - 1].astype(int)) ** 2) @ [2, 4, 3])
+        colours[i] = grid[distance.argmax()]
     return colours
 
 
