@@ -92,6 +92,14 @@ def test_light_keeps_things_in_their_place():
         assert change[40:].max() < 1e-6 and change[:, :24].max() < 1e-6
 
 
+def test_predictions_are_resized_between_pixel_centres():
+    module = heads.aspp(1, width=4)([3], [2]).eval()
+    feature = torch.randn(1, 3, 1, 3)
+    a, b, c = module([feature], (1, 3)).flatten().tolist()
+    expected = [a, 0.75 * a + 0.25 * b, 0.25 * a + 0.75 * b, 0.75 * b + 0.25 * c, 0.25 * b + 0.75 * c, c]
+    assert module([feature], (1, 6)).flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_large_fov_sees_twelve_cells_away():
     module = heads.large_fov(1, width=8)([3], [8]).eval()
     dark = torch.zeros(1, 3, 27, 27)
