@@ -1,0 +1,39 @@
+"""Pluggable searchers of multi-task architectures for PyTorch Lightning.
+
+import mtlsearch as ms
+
+tasks = [ms.tasks.segmentation("semantic", num_classes=13), ms.tasks.normals("normals")]
+result = ms.search(ms.MTLNAS(tasks, backbone="resnet18"), datamodule, dir="runs/a")
+result.network(image)  # {task: prediction}
+"""
+
+from mtlsearch import backbones, data, tasks
+from mtlsearch.architecture import Architecture
+from mtlsearch.baselines import SingleTask
+from mtlsearch.cost import cost
+from mtlsearch.multitask import MultiTask
+from mtlsearch.search import Result, load, search
+from mtlsearch.searcher import Searcher
+from mtlsearch.searchers import MTLNAS
+from mtlsearch.supernet import Supernet
+from mtlsearch.task import Target, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MTLNAS",
+    "Architecture",
+    "MultiTask",
+    "Result",
+    "Searcher",
+    "SingleTask",
+    "Supernet",
+    "Target",
+    "Task",
+    "backbones",
+    "cost",
+    "data",
+    "load",
+    "search",
+    "tasks",
+]

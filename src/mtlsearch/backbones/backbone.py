@@ -1,0 +1,302 @@
+"""Any timm model, or a module of yours, as a backbone: a feature pyramid and the nodes on the way to it."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlsearch.backbones.dilation import dilate
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer whose output can be looked at, fused or skipped.
+
+    Args:
+        path: where its module is in the backbone's `model`.
+        stage: the backbone's own stage, counted from 0: its layers share channels and stride.
+        channels: of its output.
+        axis: which axis of the output holds them, 1 (B, C, H, W) or -1 (B, N, C) and (B, H, W, C).
+        signed: whether outputs may be negative.
+    """
+
+    path: str
+    stage: int
+    channels: int
+    axis: int
+    signed: bool
+
+
+class Backbone(nn.Module):
+    """A module that turns an image into a feature pyramid, with its nodes named.
+
+    Args:
+        model: called with a normalised image, gives a list of feature maps, finest first.
+        paths: module paths of its nodes in order of execution, each with its stage.
+        mean, std: per channel of an RGB image in [0, 1].
+        size: (H, W) of the image with which shapes are probed.
+        spec: {"name", "arguments"} to build it again by `load`; None for a module of yours.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: Sequence[tuple[str, int]],
+        *,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        size: tuple[int, int] = (64, 64),
+        spec: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.spec = spec
+        for module in model.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # a node's output is read again after the next layer
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        outputs, features = _probe(self, [path for path, _ in paths], size)
+        self.nodes = tuple(
+            Node(path, stage, _channels(outputs[path]), _axis(outputs[path]), bool((outputs[path] < 0).any()))
+            for path, stage in paths
+        )
+        self._channels_first = [_axis(feature) == 1 for feature in features]
+        self.channels = [_channels(feature) for feature in features]
+        heights = [feature.shape[2 if first else 1] for feature, first in zip(features, self._channels_first)]
+        self.strides = [round(size[0] / height) for height in heights]
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """An RGB image in [0, 1] as `model` wants it; anything but floats (token ids) as it is."""
+        return (image - self.mean) / self.std if image.is_floating_point() else image
+
+    def pyramid(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The model's feature maps with the channels first, whatever its own layout."""
+        return [
+            f if first else f.movedim(-1, 1).contiguous() for f, first in zip(features, self._channels_first)
+        ]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (B, 3, H, W) to feature maps (B, C, H / stride, W / stride), finest first."""
+        return self.pyramid(self.model(self.normalize(image)))
+
+    def again(self) -> Backbone:
+        """A backbone of the same structure: fresh random weights, or a copy where these were given."""
+        if self.spec is None or self.spec["arguments"].get("pretrained"):
+            return copy.deepcopy(self)
+        return load(self.spec["name"], **self.spec["arguments"])
+
+
+def load(
+    name: str,
+    *,
+    pretrained: bool = False,
+    output_stride: int | None = None,
+    blocks: Sequence[str] | None = None,
+    size: int | None = None,
+    **timm_arguments: Any,
+) -> Backbone:
+    """A timm model as a `Backbone`.
+
+    Nodes are the blocks that the model's `group_matcher` names, VGG's convolution layers (convolution, norm
+    and activation together), and a level of the pyramid before the first block (ResNet's stem).
+
+    Args:
+        name: any name of `timm.list_models()`.
+        pretrained: start from timm's weights, which are downloaded unless they are cached.
+        output_stride: keep the coarsest features at this stride (8, 16 or 32), dilating what follows.
+        blocks: module paths of the nodes, where the model names none or you want others.
+        size: height and width of the images, for models that fix it (ViT, Swin).
+        timm_arguments: handed on to `timm.create_model`.
+
+    Raises:
+        ValueError: no such model; a path in `blocks` that is not in it.
+    """
+    import timm
+
+    known = timm.list_models()
+    if name.split(".")[0] not in known:
+        near = difflib.get_close_matches(name, known, n=3) or ["resnet18"]
+        raise ValueError(f"No timm model is called {name!r}. Did you mean {' or '.join(near)}?")
+    given = {"pretrained": pretrained, "output_stride": output_stride, "blocks": blocks, "size": size}
+    spec = {"name": name, "arguments": {k: v for k, v in given.items() if v} | timm_arguments}
+    config = timm.get_pretrained_cfg(name)
+    own_dilation = output_stride is not None and name.startswith("vgg")
+    if output_stride is not None and not own_dilation:
+        timm_arguments["output_stride"] = output_stride
+    if config.fixed_input_size:
+        size = size or config.input_size[-1]
+        timm_arguments["img_size"] = size
+    model = timm.create_model(name, pretrained=pretrained, features_only=True, **timm_arguments)
+    if own_dilation:
+        dilate(model, output_stride)
+    with torch.device("meta"):
+        whole = timm.create_model(name)
+    levels = [(level["module"], (level["num_chs"], level["reduction"])) for level in whole.feature_info]
+    if blocks is None:
+        blocks = _blocks(model, whole, [path for path, _ in levels])
+    return Backbone(
+        model,
+        _staged(model, blocks, levels),
+        mean=config.mean,
+        std=config.std,
+        size=(size or 64, size or 64),
+        spec=spec,
+    )
+
+
+def from_module(
+    model: nn.Module,
+    blocks: Sequence[str],
+    *,
+    size: tuple[int, int] = (64, 64),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> Backbone:
+    """A module of yours as a `Backbone`: it gives a list of feature maps, and `blocks` are paths in it.
+
+    Layers whose outputs have the same channels and size in a row make a stage.
+    """
+    probe = Backbone(model, [(path, 0) for path in blocks], size=size, mean=mean, std=std)
+    outputs, _ = _probe(probe, list(blocks), size)
+    stages, last = [], None
+    for path in blocks:
+        stages.append((stages[-1] + (outputs[path].shape != last)) if stages else 0)
+        last = outputs[path].shape
+    return Backbone(model, list(zip(blocks, stages)), size=size, mean=mean, std=std)
+
+
+def _probe(
+    backbone: Backbone, paths: Sequence[str], size: tuple[int, int]
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The nodes' outputs and the features for a random image; a ValueError where a path names no tensor."""
+    modules = dict(backbone.model.named_modules())
+    for path in paths:
+        if path not in modules:
+            near = difflib.get_close_matches(path, modules, n=3) or list(modules)[1:4]
+            raise ValueError(f"The backbone has no module {path!r}. Near it are {near}.")
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        modules[path].register_forward_hook(lambda _, __, output, path=path: outputs.update({path: output}))
+        for path in paths
+    ]
+    training = backbone.training
+    backbone.eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        features = backbone.model(torch.randn(1, len(backbone.mean), *size, generator=generator))
+    backbone.train(training)
+    for hook in hooks:
+        hook.remove()
+    for path in paths:
+        if not isinstance(outputs.get(path), Tensor):
+            raise ValueError(
+                f"{path!r} cannot be a node: it gives {type(outputs.get(path)).__name__}, not one tensor."
+            )
+    return outputs, list(features)
+
+
+def _axis(output: Tensor) -> int:
+    """Where the channels are: first of (B, C, H, W), last of (B, N, C) and (B, H, W, C) of a square image."""
+    return 1 if output.ndim == 4 and output.shape[2] == output.shape[3] else -1
+
+
+def _channels(output: Tensor) -> int:
+    return output.shape[_axis(output)]
+
+
+def _local(modules: dict[str, nn.Module], path: str) -> str | None:
+    """A path of the whole timm model in its `features_only` form, which flattens or wraps it."""
+    forms = (path, path.replace(".", "_", 1), f"model.{path}")
+    return next((form for form in forms if form in modules), None)
+
+
+def _blocks(model: nn.Module, whole: Any, levels: Sequence[str]) -> list[str]:
+    """Module paths of the nodes of a timm model, in order of execution."""
+    modules = dict(model.named_modules())
+    matcher = whole.group_matcher(coarse=False).get("blocks", ())
+    patterns = [matcher] if isinstance(matcher, str) else [p for p, order in matcher if order is None]
+    matches = (re.match(pattern, name) for name, _ in whole.named_modules() for pattern in patterns)
+    found = dict.fromkeys(_local(modules, match.group(0)) for match in matches if match)
+    blocks = [path for path in found if path is not None]
+    if not blocks:
+        raise ValueError(
+            f"{type(whole).__name__} does not name its blocks: pass blocks=[...], paths such as "
+            f"{[path for path in modules if path.count('.') == 1][:5]}."
+        )
+    if all(not list(modules[path].children()) for path in blocks):
+        blocks = _layers(modules, blocks)
+    blocks = list(dict.fromkeys(_single(modules, path) for path in blocks))
+    order = list(modules)
+    first = _local(modules, levels[0])
+    if first is not None and order.index(first) < order.index(blocks[0]) and first not in _parents(blocks[0]):
+        blocks.insert(0, first)
+    return blocks
+
+
+def _layers(modules: dict[str, nn.Module], leaves: Sequence[str]) -> list[str]:
+    """Of a plain sequence of leaves (VGG), the last of each layer: convolution, norm, activation."""
+    starts = [i for i, path in enumerate(leaves) if isinstance(modules[path], nn.Conv2d)]
+    ends = []
+    for start in starts:
+        end = start
+        while end + 1 < len(leaves) and not isinstance(modules[leaves[end + 1]], nn.Conv2d | nn.MaxPool2d):
+            end += 1
+        ends.append(leaves[end])
+    return ends
+
+
+def _single(modules: dict[str, nn.Module], path: str) -> str:
+    """The innermost module round a block that hands on one tensor: DenseNet's layers hand on lists."""
+    parent = path.rpartition(".")[0]
+    if type(modules[path]).__name__ == "DenseLayer":
+        return parent
+    return path
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _staged(
+    model: nn.Module, blocks: Sequence[str], levels: Sequence[tuple[str, tuple[int, int]]]
+) -> list[tuple[str, int]]:
+    """Each node with its stage: the first level of the pyramid that is not finer than the node.
+
+    Levels in a row with the same channels and stride are one stage, so a plain ViT has one.
+    """
+    modules = dict(model.named_modules())
+    order = {path: i for i, path in enumerate(modules)}
+    ends: list[int] = []
+    last = None
+    for path, shape in levels:
+        local = _local(modules, path)
+        if local is None:
+            continue
+        end = max(i for other, i in order.items() if other == local or other.startswith(f"{local}."))
+        if shape == last:
+            ends[-1] = end
+        else:
+            ends.append(end)
+        last = shape
+    missing = [path for path in blocks if path not in order]
+    if missing:
+        near = difflib.get_close_matches(missing[0], order, n=3) or list(order)[1:4]
+        raise ValueError(f"The backbone has no module {missing[0]!r}. Near it are {near}.")
+    return [
+        (path, next((s for s, end in enumerate(ends) if order[path] <= end), len(ends))) for path in blocks
+    ]

@@ -1,0 +1,89 @@
+"""Bilevel: one batch for the weights and another, disjoint one for the arch parameters, in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from mtlsearch.data.sampling import Shuffled
+from mtlsearch.namespace import pl
+
+
+class Bilevel(pl.LightningDataModule):
+    """Splits the training data of any datamodule whose loader has a map-style data set.
+
+    A training batch is {"weights": batch, "arch": batch}; validation and test are the datamodule's own.
+
+    Args:
+        datamodule: whose `train_dataloader` gives data set, batch size and collate function.
+        redraw: draw both batches from all the data, anew every epoch, for searches that do not retrain.
+            Otherwise each group keeps its own part for the whole search.
+        arch_fraction: of the data for the arch parameters, without `redraw`.
+        seed: of the split and the order.
+    """
+
+    def __init__(
+        self,
+        datamodule: pl.LightningDataModule,
+        *,
+        redraw: bool = False,
+        arch_fraction: float = 0.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < arch_fraction < 1:
+            raise ValueError(f"arch_fraction must lie between 0 and 1, not {arch_fraction}.")
+        self.datamodule = datamodule
+        self.redraw = redraw
+        self.arch_fraction = arch_fraction
+        self.seed = seed
+
+    def prepare_data(self) -> None:
+        self.datamodule.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        self.datamodule.trainer = self.trainer
+        self.datamodule.setup(stage)
+
+    def train_dataloader(self) -> Mapping[str, DataLoader]:
+        loader = self.datamodule.train_dataloader()
+        dataset = getattr(loader, "dataset", None)
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise ValueError(
+                f"Bilevel needs a DataLoader over a data set with a length, not {type(loader).__name__} over "
+                f"{type(dataset).__name__}: let train_dataloader() give {{'weights': ..., 'arch': ...}} itself."
+            )
+        settings = {"seed": self.seed, "batch_size": loader.batch_size}
+        if self.redraw:
+            samplers = {
+                group: Shuffled(dataset, part=(number, 2), **settings)
+                for number, group in enumerate(("weights", "arch"))
+            }
+        else:
+            order = np.random.default_rng(self.seed).permutation(len(dataset))
+            cut = round(len(order) * self.arch_fraction)
+            samplers = {
+                group: Shuffled(dataset, indices=indices, **settings)
+                for group, indices in (("weights", order[cut:]), ("arch", order[:cut]))
+            }
+        return {group: self._loader(loader, sampler) for group, sampler in samplers.items()}
+
+    def val_dataloader(self) -> Any:
+        return self.datamodule.val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        return self.datamodule.test_dataloader()
+
+    @staticmethod
+    def _loader(like: DataLoader, sampler: Shuffled) -> DataLoader:
+        return DataLoader(
+            like.dataset,
+            batch_size=like.batch_size,
+            sampler=sampler,
+            num_workers=like.num_workers,
+            collate_fn=like.collate_fn,
+            pin_memory=like.pin_memory,
+        )

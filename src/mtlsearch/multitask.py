@@ -1,0 +1,313 @@
+"""MultiTask: trains and evaluates any network that maps an image to one prediction a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.task import Task, check_tasks
+
+Batch = Mapping[str, Any]
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+def poly(progress: float, power: float = 0.9) -> float:
+    """The factor on the learning rate when `progress` in [0, 1] of the training is over: (1 - progress)^power."""
+    return (1 - progress) ** power
+
+
+class MultiTask(pl.LightningModule):
+    """Trains a network on the weighted sum of its tasks' losses.
+
+    Any Trainer will do. Learning rates follow `schedule`; everything random in a step depends on `seed`, the
+    epoch and the batch only, so a training that is resumed from the checkpoint of an epoch continues as if
+    it had not been stopped. A validation logs `val/{task}/{metric}` and `val/loss`, a test `test/...`.
+
+    Args:
+        network: `network(image, tasks) -> {task: prediction}`.
+        tasks: what it predicts.
+        optimizer: makes the optimiser from parameter groups. A module may declare `lr_factors`, {"weight":
+            10.0}: factors on the learning rate of its own parameters.
+        schedule: from progress in [0, 1] to a factor on the learning rate.
+        clip: largest norm of the weights' gradient; 0: unlimited.
+        accumulate: batches a step.
+        seed: of dropout and whatever else the network draws.
+        unpack: turns a batch of a foreign format into ours: {"image": (B, 3, H, W), task: target, ...}.
+        stage: what this training is called in a run.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tasks: Sequence[Task],
+        *,
+        optimizer: MakeOptimizer = partial(torch.optim.AdamW, lr=1e-3),
+        schedule: Callable[[float], float] = poly,
+        clip: float = 0.0,
+        accumulate: int = 1,
+        seed: int = 0,
+        unpack: Callable[[Any], Batch] | None = None,
+        stage: str = "train",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = network
+        self.tasks = check_tasks(tasks)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.clip = clip
+        self.accumulate = accumulate
+        self.seed = seed
+        self.unpack = unpack
+        self.stage = stage
+        self._metrics = nn.ModuleDict({split: _metrics(self.tasks) for split in ("val", "test")})
+        self._seen: dict[str, Tensor] = {}
+
+    # What a kind of training overrides.
+
+    def groups(self, epoch: int) -> tuple[str, ...]:
+        """The parameter groups that a step of this epoch updates, in order."""
+        return ("weights",)
+
+    def active_tasks(self, batch_index: int) -> list[Task]:
+        """The tasks whose losses a step takes."""
+        return self.tasks
+
+    def parameters_of(self, group: str) -> list[nn.Parameter]:
+        """The parameters of a group."""
+        return list(self.net.parameters())
+
+    def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
+        """The data that this stage trains on, made from those of the run."""
+        return datamodule
+
+    def network(self) -> nn.Module:
+        """What the training ends in: `network(image, tasks=None) -> {task: prediction}`."""
+        return self.net
+
+    # Training.
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [scaled_optimizer(self.optimizer, self.net, self.parameters_of("weights"))]
+
+    def progress(self, batch_index: int) -> float:
+        """How much of the training is over before this batch of the current epoch, in [0, 1]."""
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 0:
+            return min(self.global_step / max(self.trainer.max_steps, 1), 1.0)
+        return (self.current_epoch + batch_index / self.trainer.num_training_batches) / epochs
+
+    def on_train_epoch_start(self) -> None:
+        self._seen = {task.name: torch.zeros((), device=self.device) for task in self.tasks}
+
+    def on_train_epoch_end(self) -> None:
+        for name, count in self._seen.items():
+            if not count:
+                raise ValueError(
+                    f"Task {name!r} had no label in the whole of epoch {self.current_epoch}: leave it out of "
+                    "`tasks`, or name its targets after it."
+                )
+
+    def training_step(self, batch: Any, batch_index: int) -> None:
+        self.update("weights", self._checked(batch), batch_index)
+
+    def update(self, group: str, batch: Batch, batch_index: int) -> None:
+        """One update of a group's parameters on one batch."""
+        groups = self.groups(self.current_epoch)
+        number = groups.index(group)
+        seed = np.random.SeedSequence([self.seed, self.current_epoch, batch_index, number])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        progress = self.progress(batch_index)
+        terms = self.terms(group, batch, batch_index)
+        optimizers = self.optimizers()
+        optimizer = optimizers[number] if isinstance(optimizers, list) else optimizers
+        self.manual_backward(sum(terms.values()) / self.accumulate)
+        last = batch_index + 1 == self.trainer.num_training_batches
+        if last or (batch_index + 1) % self.accumulate == 0:
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = parameters["initial_lr"] * self.schedule_of(group, progress)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def schedule_of(self, group: str, progress: float) -> float:
+        """The factor on a group's learning rates."""
+        return self.schedule(progress)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.clip and optimizer is _bare(self.optimizers())[0]:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip)
+
+    def terms(self, group: str, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """What an update minimises the sum of, by name: here the weighted loss of each task."""
+        tasks = [task for task in self.active_tasks(batch_index) if task.name in batch]
+        predictions = self.net(batch["image"], [task.name for task in tasks])
+        terms, means = self.losses(predictions, batch)
+        for name, mean in means.items():
+            self.log(f"train/{group}/{name}", mean, on_step=False, on_epoch=True, batch_size=1)
+        self.check_finite(means, group, batch_index)
+        return terms
+
+    def losses(
+        self, predictions: Mapping[str, Tensor], batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each predicted task's weighted loss to descend on, and its plain mean to look at.
+
+        Both are means over the labelled entries of all processes: gradients, which DDP averages, come out as
+        those of one process with all the data.
+        """
+        sums = torch.zeros(2, len(self.tasks), device=self.device)
+        totals = {}
+        for i, task in enumerate(self.tasks):
+            if task.name in predictions and task.name in batch:
+                totals[task.name], count = task.loss(predictions[task.name], batch[task.name])
+                sums[0, i], sums[1, i] = totals[task.name].detach(), count
+        world = 1
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+            world = dist.get_world_size()
+        terms, means = {}, {}
+        for i, task in enumerate(self.tasks):
+            if task.name in totals:
+                count = sums[1, i].clamp(min=1)
+                terms[task.name] = task.weight * totals[task.name] * (world / count)
+                means[task.name] = sums[0, i] / count
+                if task.name in self._seen:
+                    self._seen[task.name] += sums[1, i]
+        return terms, means
+
+    def check_finite(self, values: Mapping[str, Tensor], group: str, batch_index: int) -> None:
+        """Raise a ValueError that names step and term where a value is not a finite number."""
+        if torch.stack(list(values.values())).isfinite().all():
+            return
+        bad = {name: value.item() for name, value in values.items() if not value.isfinite()}
+        described = " and ".join(f"{name!r} is {value}" for name, value in bad.items())
+        raise ValueError(
+            f"The loss of {described} at epoch {self.current_epoch}, batch {batch_index}, in the update of "
+            f"the {group}. The step was not made and the last checkpoint is intact: look at the labels and "
+            "images of that task, or take a lower learning rate, or clip gradients."
+        )
+
+    def _checked(self, batch: Any) -> Batch:
+        """A batch in our format, with a picture and at least one task's target in it."""
+        batch = self.unpack(batch) if self.unpack is not None else batch
+        if not isinstance(batch, Mapping) or "image" not in batch:
+            found = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(
+                f"A batch must be a dict with an 'image' and the tasks' targets, not {found}: pass `unpack=`."
+            )
+        if not any(task.name in batch for task in self.tasks):
+            raise ValueError(
+                f"No task has a target in the batch: tasks {[task.name for task in self.tasks]}, keys "
+                f"{list(batch)}. Name the target after the task."
+            )
+        return batch
+
+    # Evaluation.
+
+    def validation_step(self, batch: Any, batch_index: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Any, batch_index: int) -> None:
+        self._evaluate("test", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
+        predictions: dict[str, Tensor] = self.net(image, tasks)
+        return predictions
+
+    def _evaluate(self, split: str, batch: Any) -> None:
+        batch = self._checked(batch)
+        names = [task.name for task in self.tasks if task.name in batch]
+        predictions = self.net(batch["image"], names)
+        for task in self.tasks:
+            if task.name in names:
+                prediction, target = predictions[task.name], batch[task.name]
+                metrics = self._metrics[split][task.name]
+                metrics[0].update(*task.loss(prediction, target))
+                for metric in metrics[1:]:
+                    metric.update(prediction.float(), target)
+
+    def _log_metrics(self, split: str) -> None:
+        total, values = 0.0, {}
+        for task in self.tasks:
+            loss, *metrics = self._metrics[split][task.name]
+            mean = loss.compute()
+            if mean.isfinite():
+                total += task.weight * mean
+                for name, metric in zip(task.metrics, metrics):
+                    values[f"{split}/{task.name}/{name}"] = metric.compute()
+            elif not self.trainer.sanity_checking:
+                rank_zero_info(f"No finite {split} loss for task {task.name!r}: it has no label there.")
+            for metric in (loss, *metrics):
+                metric.reset()
+        values[f"{split}/loss"] = torch.as_tensor(total)
+        self.log_dict(values, sync_dist=dist.is_available() and dist.is_initialized())
+
+
+class MeanLoss(Metric):
+    """The mean of a loss over all labelled entries, from sums and counts."""
+
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor) -> None:
+        self.total += total.detach()
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
+
+
+def _metrics(tasks: Iterable[Task]) -> nn.ModuleDict:
+    return nn.ModuleDict(
+        {
+            task.name: nn.ModuleList([MeanLoss(), *(make() for make in task.metrics.values())])
+            for task in tasks
+        }
+    )
+
+
+def _bare(optimizers: Any) -> list[torch.optim.Optimizer]:
+    """Lightning's optimisers without its wrappers."""
+    listed = optimizers if isinstance(optimizers, list) else [optimizers]
+    return [getattr(optimizer, "optimizer", optimizer) for optimizer in listed]
+
+
+def scaled_optimizer(
+    make: MakeOptimizer, module: nn.Module, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """An optimiser of these parameters of a module, learning rates times the factors that modules declare."""
+    wanted = {id(parameter) for parameter in parameters}
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for part in module.modules():
+        factors = getattr(part, "lr_factors", {})
+        for name, parameter in part.named_parameters(recurse=False):
+            if id(parameter) in wanted:
+                wanted.remove(id(parameter))
+                by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
+    optimizer = make([{"params": group, "lr_factor": factor} for factor, group in by_factor.items()])
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_factor"]
+        group["initial_lr"] = group["lr"]
+    return optimizer

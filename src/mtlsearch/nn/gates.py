@@ -1,0 +1,81 @@
+"""Gates: values in [0, 1] drawn from arch parameters by a relaxation, and made hard in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Relaxation = Callable[[Tensor, Tensor], Tensor]
+
+
+def deterministic(logits: Tensor, temperature: Tensor) -> Tensor:
+    """The distribution's mean in place of samples (MTL-NAS Eq. 4 and 5); the temperature plays no part."""
+    return logits.sigmoid()
+
+
+def concrete(logits: Tensor, temperature: Tensor) -> Tensor:
+    """A differentiable sample: sigmoid((logit(p) + logistic noise) / temperature) (MTL-NAS Eq. 6).
+
+    The paper's α in that equation is the odds p / (1 - p), so its logarithm is the logit. The temperature is
+    kept at 0.001 or more, where the gradient still is a number.
+    """
+    uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+    return ((logits + uniform.logit()) / temperature.clamp(min=1e-3)).sigmoid()
+
+
+RELAXATIONS: dict[str, Relaxation] = {"deterministic": deterministic, "concrete": concrete}
+
+
+class Gates(nn.Module):
+    """Independent Bernoulli gates.
+
+    Args:
+        count: how many.
+        relaxation: makes gates from (logits, temperature) while training; evaluation takes the probabilities.
+        init_std: logits start from a normal distribution of this width. Not 0: there the entropy's gradient
+            vanishes.
+    """
+
+    temperature: Tensor
+
+    def __init__(self, count: int, *, relaxation: Relaxation = deterministic, init_std: float = 0.01) -> None:
+        super().__init__()
+        self.relaxation = relaxation
+        self.logits = nn.Parameter(torch.randn(count) * init_std)
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self) -> Tensor:
+        """The gates of one forward pass (count,), all drawn at once."""
+        return self.relaxation(self.logits, self.temperature) if self.training else self.probabilities()
+
+    def probabilities(self) -> Tensor:
+        """Each gate's probability to be on (count,)."""
+        return self.logits.sigmoid()
+
+    def entropy(self) -> Tensor:
+        """The mean entropy of a gate in nats, between 0 and log 2 (MTL-NAS Eq. 12, without its weight γ)."""
+        p = self.probabilities()
+        return (p * F.softplus(-self.logits) + (1 - p) * F.softplus(self.logits)).mean()
+
+    def hard(self) -> Tensor:
+        """On where the probability is above one half (MTL-NAS Eq. 9), as booleans; a tie is off."""
+        return self.logits > 0
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """A draw from the distribution (count,), as booleans: Eq. 6 at temperature 0."""
+        uniform = torch.rand(self.logits.shape, generator=generator)
+        return uniform.to(self.logits.device) < self.probabilities()
+
+
+def straight_through(relaxation: Relaxation) -> Relaxation:
+    """The relaxation's gates rounded in the forward pass, with its gradient in the backward pass."""
+    return partial(_rounded, relaxation)
+
+
+def _rounded(relaxation: Relaxation, logits: Tensor, temperature: Tensor) -> Tensor:
+    soft = relaxation(logits, temperature)
+    return soft + (soft.round() - soft).detach()

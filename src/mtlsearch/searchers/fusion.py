@@ -1,0 +1,278 @@
+"""Single-task backbones joined by fusion edges: the network of MTL-NAS, and its architecture as data.
+
+Without edges it is the single-task networks themselves.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mtlsearch.architecture import Architecture
+from mtlsearch.backbones import Backbone, Node, load
+from mtlsearch.nn.fusion import Fusion, resize
+from mtlsearch.nn.lockstep import Lockstep
+from mtlsearch.task import Task
+from mtlsearch.tasks import from_spec
+
+
+class Edge(NamedTuple):
+    """A fusion edge: the target layer of `task` reads the source layer of `source_task`."""
+
+    task: str
+    layer: int
+    source_task: str
+    source_layer: int
+
+
+Layer = tuple[str, int]
+
+
+def candidate_edges(
+    tasks: Sequence[str], nodes: Sequence[Node], *, within_stage: bool = True, max_distance: int | None = 2
+) -> list[Edge]:
+    """The search space (MTL-NAS Sect. 5.1), by target and then source.
+
+    Args:
+        tasks: names; a target may read from every other task.
+        nodes: the backbone's layers.
+        within_stage: only from the target's own stage.
+        max_distance: from how many layers earlier at most; None: any. Never from a later one.
+    """
+    return [
+        Edge(task, layer, source_task, source_layer)
+        for task in tasks
+        for layer in range(len(nodes))
+        for source_task in tasks
+        if source_task != task
+        for source_layer in range(layer + 1)
+        if max_distance is None or layer - source_layer <= max_distance
+        if not within_stage or nodes[layer].stage == nodes[source_layer].stage
+    ]
+
+
+@dataclass(frozen=True)
+class FusionArchitecture(Architecture):
+    """Single-task backbones and the fusion edges between them.
+
+    Args:
+        backbone: {"name", "arguments"} of `mtlsearch.backbones.load`; None for a module of yours.
+        nodes: the layers' {"path", "stage"} in order; edges count them from 0.
+        activation: what ends a fusion layer, "relu" or None.
+        candidates: every edge that could have been chosen, with its "probability" if it was searched. A layer
+            that has one keeps its fusion layer in the network, whether an edge was chosen or not.
+        edges: the chosen ones.
+    """
+
+    backbone: dict[str, Any] | None
+    nodes: list[dict[str, Any]]
+    activation: str | None
+    candidates: list[dict[str, Any]]
+    edges: list[dict[str, Any]]
+
+    kind = "fusion"
+
+    def check(self) -> None:
+        backbone = self.backbone
+        if backbone is not None and not (
+            isinstance(backbone, dict)
+            and backbone.keys() == {"name", "arguments"}
+            and isinstance(backbone["name"], str)
+            and isinstance(backbone["arguments"], dict)
+        ):
+            raise ValueError(f"backbone must be null or have a name and arguments, not {backbone!r}.")
+        if self.activation not in ("relu", None):
+            raise ValueError(f"activation must be 'relu' or null, not {self.activation!r}.")
+        for node in self.nodes:
+            if not isinstance(node, dict) or node.keys() != {"path", "stage"}:
+                raise ValueError(f"A node must have a path and a stage, not {node!r}.")
+        candidates = [self._edge(entry, {"probability"}) for entry in self.candidates]
+        for entry in self.edges:
+            if self._edge(entry, set()) not in candidates:
+                raise ValueError(f"The chosen edge {entry} is not among the candidates.")
+
+    def _edge(self, entry: Any, further: set[str]) -> Edge:
+        if not isinstance(entry, dict) or entry.keys() - further != set(Edge._fields):
+            raise ValueError(f"An edge must have {', '.join(Edge._fields)}, not {entry!r}.")
+        edge = Edge(*(entry[field] for field in Edge._fields))
+        layers = range(len(self.nodes))
+        valid = edge.task in self.tasks and edge.source_task in self.tasks and edge.task != edge.source_task
+        if not (valid and edge.layer in layers and edge.source_layer in layers[: edge.layer + 1]):
+            raise ValueError(f"The edge {entry} names no such task or layer, or reads from a later layer.")
+        return edge
+
+    def chosen(self) -> list[Edge]:
+        return [self._edge(entry, set()) for entry in self.edges]
+
+    def build(self, tasks: Sequence[Task] | None = None, backbone: Backbone | None = None) -> FusionNetwork:
+        tasks = tasks_of(self, tasks)
+        if backbone is None:
+            if self.backbone is None:
+                raise ValueError("The backbone is not a timm model: pass it as `backbone=`.")
+            backbone = load(self.backbone["name"], **{**self.backbone["arguments"], "pretrained": False})
+        paths = [node["path"] for node in self.nodes]
+        if paths != [node.path for node in backbone.nodes]:
+            raise ValueError(
+                f"The backbone's layers {[node.path for node in backbone.nodes]} are not those of the "
+                f"architecture, {paths}: another model, or another version of timm."
+            )
+        candidates = [self._edge(entry, {"probability"}) for entry in self.candidates]
+        return FusionNetwork(tasks, backbone, candidates, self.chosen(), activation=self.activation)
+
+
+def fusion_architecture(
+    tasks: Sequence[Task],
+    spec: dict[str, Any] | None,
+    nodes: Sequence[Node],
+    candidates: Sequence[Edge] = (),
+    edges: Sequence[Edge] = (),
+    *,
+    activation: str | None = None,
+    probabilities: Sequence[float] | None = None,
+) -> FusionArchitecture:
+    """The data of a network on a backbone of this `spec`; without edges, of single-task networks."""
+    listed: list[dict[str, Any]] = [dict(edge._asdict()) for edge in candidates]
+    if probabilities is not None:
+        listed = [entry | {"probability": p} for entry, p in zip(listed, probabilities)]
+    return FusionArchitecture(
+        tasks={task.name: dict(task.spec) if task.spec is not None else None for task in tasks},
+        backbone=spec,
+        nodes=[{"path": node.path, "stage": node.stage} for node in nodes],
+        activation=activation,
+        candidates=listed,
+        edges=[dict(edge._asdict()) for edge in edges],
+    )
+
+
+def tasks_of(architecture: Architecture, tasks: Sequence[Task] | None) -> list[Task]:
+    """An architecture's tasks: those given, checked against its names, or built from their specs."""
+    if tasks is None:
+        own = [name for name, spec in architecture.tasks.items() if spec is None]
+        if own:
+            raise ValueError(f"Tasks {own} are not built-in ones: pass all tasks as `tasks=`.")
+        return [from_spec(name, spec) for name, spec in architecture.tasks.items() if spec is not None]
+    if [task.name for task in tasks] != list(architecture.tasks):
+        raise ValueError(
+            f"The architecture is for tasks {list(architecture.tasks)}, not {[t.name for t in tasks]}."
+        )
+    return list(tasks)
+
+
+class FusionNetwork(nn.Module):
+    """One backbone a task in lockstep, fusion layers on the way, and the tasks' heads.
+
+    Args:
+        tasks: any number.
+        backbone: for the first task; the others get one of the same structure.
+        candidates: their targets get a fusion layer each.
+        edges: those that are there.
+        activation: "relu" or None.
+        init_w_ti, momentum, lr_factor: as for `Fusion`.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        backbone: Backbone,
+        candidates: Sequence[Edge],
+        edges: Sequence[Edge],
+        *,
+        activation: str | None,
+        init_w_ti: float | str = 1.0,
+        momentum: float = 0.05,
+        lr_factor: float = 1.0,
+    ) -> None:
+        super().__init__()
+        names = [task.name for task in tasks]
+        nodes = backbone.nodes
+        self.layers = len(nodes)
+        self.axes = [node.axis for node in nodes]
+        self._connect(candidates, edges)
+        self.lockstep = Lockstep(
+            {name: backbone.again() if i else copy.deepcopy(backbone) for i, name in enumerate(names)}
+        )
+        self.fusions = nn.ModuleDict({name: nn.ModuleDict() for name in names})
+        for (task, layer), sources in self.sources.items():
+            self.fusions[task][str(layer)] = Fusion(
+                nodes[layer].channels,
+                [nodes[source_layer].channels for _, source_layer in sources],
+                init_w_ti=init_w_ti,
+                activation=activation == "relu",
+                momentum=momentum,
+                axis=nodes[layer].axis,
+                lr_factor=lr_factor,
+            )
+        self.heads = nn.ModuleDict(
+            {task.name: task.head(backbone.channels, backbone.strides) for task in tasks}
+        )
+
+    def _connect(self, candidates: Sequence[Edge], edges: Sequence[Edge]) -> None:
+        self.sources: dict[Layer, list[Layer]] = {(edge.task, edge.layer): [] for edge in candidates}
+        self._gates: dict[Layer, list[int]] = {layer: [] for layer in self.sources}
+        for i, edge in enumerate(edges):
+            self.sources[edge.task, edge.layer].append((edge.source_task, edge.source_layer))
+            self._gates[edge.task, edge.layer].append(i)
+
+    def reduced(self, candidates: Sequence[Edge], edges: Sequence[Edge]) -> FusionNetwork:
+        """A copy with fewer edges, the weights of those that stay kept."""
+        network = copy.deepcopy(self)
+        network._connect(candidates, edges)
+        for (task, layer), before in self.sources.items():
+            if (task, layer) in network.sources:
+                kept = [before.index(source) for source in network.sources[task, layer]]
+                network.fusions[task][str(layer)].keep(kept)
+            else:
+                del network.fusions[task][str(layer)]
+        return network
+
+    def forward(
+        self, image: Tensor, tasks: Sequence[str] | None = None, gates: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Predictions by task, computing only what these need.
+
+        Args:
+            image: (B, 3, H, W), RGB in [0, 1].
+            tasks: names of those wanted; None: all.
+            gates: (number of edges,); None: all are 1.
+        """
+        wanted = list(self.heads) if tasks is None else list(tasks)
+        last = self.last_layers(wanted)
+        features: dict[Layer, Tensor] = {}
+
+        def exchange(layer: int, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+            features.update({(task, layer): output for task, output in outputs.items()})
+            return {task: self._fuse(task, layer, features, gates) for task in outputs if last[task] > layer}
+
+        pyramids = self.lockstep(image, list(last), exchange)
+        size = image.shape[-2:]
+        return {name: self.heads[name](pyramids[name], size) for name in wanted}
+
+    def last_layers(self, wanted: Sequence[str]) -> dict[str, int]:
+        """For each task that has to run, the wanted first, the last layer of it that is needed."""
+        last = dict.fromkeys(wanted, self.layers)
+        open_tasks = list(wanted)
+        while open_tasks:
+            task = open_tasks.pop()
+            for (target, layer), sources in self.sources.items():
+                if target == task and layer < last[task]:
+                    for source, source_layer in sources:
+                        if source_layer > last.get(source, -1):
+                            last[source] = source_layer
+                            open_tasks.append(source)
+        return last
+
+    def _fuse(self, task: str, layer: int, features: Mapping[Layer, Tensor], gates: Tensor | None) -> Tensor:
+        own = features[task, layer]
+        if (task, layer) not in self.sources:
+            return own
+        axis = self.axes[layer]
+        sources = [resize(features[source], own, axis) for source in self.sources[task, layer]]
+        here = self._gates[task, layer]
+        fused: Tensor = self.fusions[task][str(layer)](
+            own, sources, gates[here] if gates is not None else None
+        )
+        return fused

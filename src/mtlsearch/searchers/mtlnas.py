@@ -1,0 +1,303 @@
+"""MTL-NAS: which layers of one task's network should read from which layers of another's.
+
+Gao, Bai, Jie, Ma, Jia and Liu, "MTL-NAS: Task-Agnostic Neural Architecture Search towards General-Purpose
+Multi-Task Learning", CVPR 2020. One backbone a task; a gate on every edge by which one backbone's layer may be
+fused with features of another's; a minimum-entropy term that drives the gates' probabilities to 0 or 1, so
+that the derived network is used as the search leaves it, without retraining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mtlsearch.architecture import Architecture
+from mtlsearch.backbones import Backbone, load
+from mtlsearch.data.bilevel import Bilevel
+from mtlsearch.multitask import MultiTask
+from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.nn.gates import RELAXATIONS, Gates, Relaxation
+from mtlsearch.searcher import Searcher
+from mtlsearch.searchers.fusion import FusionArchitecture, FusionNetwork, candidate_edges, fusion_architecture
+from mtlsearch.supernet import Supernet
+from mtlsearch.task import Task, check_tasks
+
+
+class FusionSupernet(Supernet):
+    """All candidate edges, each with a gate.
+
+    Args:
+        tasks: K >= 1; with one there is no candidate.
+        backbone: one for each task is made from it.
+        relaxation: of the gates, see `mtlsearch.nn.gates`.
+        discretization: "deterministic" (Eq. 9) or "stochastic" (Eq. 6 at temperature 0), for `derive`.
+        all_edges: every edge is there and none is searched: the paper's supernet baseline.
+        seed: of stochastic discretisation.
+        others: as for `candidate_edges`, `FusionNetwork` and `Gates`.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        backbone: Backbone,
+        *,
+        within_stage: bool = True,
+        max_distance: int | None = 2,
+        init_w_ti: float | str = 1.0,
+        activation: str | None = "auto",
+        momentum: float = 0.05,
+        lr_factor: float = 1.0,
+        relaxation: Relaxation = RELAXATIONS["deterministic"],
+        discretization: str = "deterministic",
+        all_edges: bool = False,
+        init_std: float = 0.01,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.tasks = check_tasks(tasks)
+        self.nodes, self.backbone_spec = backbone.nodes, backbone.spec
+        self.discretization = discretization
+        self.all_edges = all_edges
+        self.seed = seed
+        self.activation = activation
+        if activation == "auto":
+            self.activation = None if any(node.signed for node in self.nodes) else "relu"
+        names = [task.name for task in self.tasks]
+        self.edges = candidate_edges(names, self.nodes, within_stage=within_stage, max_distance=max_distance)
+        self.network = FusionNetwork(
+            self.tasks,
+            backbone,
+            self.edges,
+            self.edges,
+            activation=self.activation,
+            init_w_ti=init_w_ti,
+            momentum=momentum,
+            lr_factor=lr_factor,
+        )
+        searched = 0 if all_edges else len(self.edges)
+        self.gates = Gates(searched, relaxation=relaxation, init_std=init_std)
+
+    def forward(
+        self, image: Tensor, tasks: Sequence[str] | None = None, gates: Architecture | None = None
+    ) -> dict[str, Tensor]:
+        if gates is not None:
+            values = torch.tensor(
+                [edge in gates.chosen() for edge in self.edges], device=image.device
+            ).float()
+        else:
+            values = None if self.all_edges else self.gates()
+        predictions: dict[str, Tensor] = self.network(image, tasks, values)
+        return predictions
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        return [self.gates.logits] if len(self.gates.logits) else []
+
+    def derive(self) -> FusionArchitecture:
+        if self.all_edges:
+            return self.architecture(torch.ones(len(self.edges), dtype=torch.bool))
+        if self.discretization == "stochastic":
+            return self.sample(torch.Generator().manual_seed(self.seed))
+        return self.architecture(self.gates.hard())
+
+    def sample(self, generator: torch.Generator) -> FusionArchitecture:
+        return self.derive() if self.all_edges else self.architecture(self.gates.sample(generator))
+
+    def architecture(self, on: Tensor) -> FusionArchitecture:
+        """The architecture in which these candidates (booleans) are on."""
+        probabilities = None if self.all_edges else self.gates.probabilities().tolist()
+        return fusion_architecture(
+            self.tasks,
+            self.backbone_spec,
+            self.nodes,
+            self.edges,
+            [edge for edge, chosen in zip(self.edges, on.tolist()) if chosen],
+            activation=self.activation,
+            probabilities=probabilities,
+        )
+
+    def extract(self, architecture: Architecture) -> FusionNetwork:
+        if not isinstance(architecture, FusionArchitecture):
+            raise ValueError(f"An architecture of kind {architecture.kind!r} is not of this search space.")
+        return self.network.reduced(self.edges, architecture.chosen())
+
+    def single_task(self) -> FusionNetwork:
+        """A copy of the backbones and heads alone."""
+        return self.network.reduced([], [])
+
+
+class MTLNAS(Searcher):
+    """Searches fusion edges between single-task networks.
+
+    In a run, stage "single_task" trains the single-task networks in lockstep, unless `init` gives them, and
+    stage "search" trains weights and gates on disjoint batches, drawn anew every epoch from all of the
+    training data, since no retraining follows.
+
+    Args:
+        tasks: K >= 1; the paper's two are a special case.
+        backbone: name of a timm model, or a `Backbone`.
+        pretrained: start from timm's weights.
+        init: trained single-task networks: the module, or the folder of a run of them.
+        single_task: whether a run starts with the stage of that name where `init` is not given.
+        within_stage, max_distance: the search space, see `candidate_edges`.
+        init_w_ti: w_TI of Eq. 3 in [0, 1], or "random".
+        activation: what ends a fusion layer: "relu", None, or "auto", None where the backbone's layers have
+            negative outputs, which a ReLU would destroy.
+        fusion_lr_factor: on the learning rate of the fusion layers (Table S2).
+        fusion_bn_momentum: of their BatchNorm, from the authors' files.
+        relaxation: "deterministic" (Eq. 4, 5), "concrete" (Eq. 6 to 8), or a function of (logits,
+            temperature).
+        discretization: "deterministic" (Eq. 9) or "stochastic".
+        entropy_weight: γ >= 0 of Eq. 12, on the mean entropy of a gate in nats.
+        entropy_warmup: the part of the search in [0, 1] over which γ rises from 0.
+        l1_weight: on the mean probability of a gate.
+        temperature: at the start, of the concrete relaxation.
+        temperature_power: it falls to 0 with (1 - progress) to this power, from the authors' files.
+        all_edges: no search: the paper's supernet, with all edges there.
+        logits_std: width of the normal distribution from which logits start. At exactly 0 the entropy has no
+            gradient.
+        samples: how many stochastic discretisations a run evaluates to report their spread.
+        training: as for `Searcher` and `MultiTask`.
+
+    Raises:
+        ValueError: a value out of range, an unknown name.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        backbone: str | Backbone = "resnet50",
+        *,
+        pretrained: bool = False,
+        init: nn.Module | str | Path | None = None,
+        single_task: bool = True,
+        within_stage: bool = True,
+        max_distance: int | None = 2,
+        init_w_ti: float | str = 1.0,
+        activation: str | None = "auto",
+        fusion_lr_factor: float = 1.0,
+        fusion_bn_momentum: float = 0.05,
+        relaxation: str | Relaxation = "deterministic",
+        discretization: str = "deterministic",
+        entropy_weight: float = 10.0,
+        entropy_warmup: float = 0.0,
+        l1_weight: float = 0.0,
+        temperature: float = 1.0,
+        temperature_power: float = 2.0,
+        all_edges: bool = False,
+        logits_std: float = 0.01,
+        samples: int = 10,
+        seed: int = 0,
+        **training: Any,
+    ) -> None:
+        if entropy_weight < 0 or l1_weight < 0:
+            raise ValueError(
+                f"entropy_weight and l1_weight must be at least 0, not {entropy_weight}, {l1_weight}."
+            )
+        if not 0 <= entropy_warmup <= 1:
+            raise ValueError(f"entropy_warmup must be in [0, 1], not {entropy_warmup}.")
+        if init_w_ti != "random" and not (isinstance(init_w_ti, int | float) and 0 <= init_w_ti <= 1):
+            raise ValueError(f"init_w_ti must be a number in [0, 1] or 'random', not {init_w_ti!r}.")
+        if discretization not in ("deterministic", "stochastic"):
+            raise ValueError(
+                f"discretization must be 'deterministic' or 'stochastic', not {discretization!r}."
+            )
+        if isinstance(relaxation, str):
+            if relaxation not in RELAXATIONS:
+                raise ValueError(
+                    f"relaxation must be one of {list(RELAXATIONS)} or a function, not {relaxation!r}."
+                )
+            relaxation = RELAXATIONS[relaxation]
+        torch.manual_seed(seed)
+        supernet = FusionSupernet(
+            tasks,
+            load(backbone, pretrained=pretrained) if isinstance(backbone, str) else backbone,
+            within_stage=within_stage,
+            max_distance=max_distance,
+            init_w_ti=init_w_ti,
+            activation=activation,
+            momentum=fusion_bn_momentum,
+            lr_factor=fusion_lr_factor,
+            relaxation=relaxation,
+            discretization=discretization,
+            all_edges=all_edges,
+            init_std=logits_std,
+            seed=seed,
+        )
+        super().__init__(supernet, tasks, seed=seed, **{"stage": "search", **training})
+        self.training_arguments = training
+        self.entropy_weight = entropy_weight
+        self.entropy_warmup = entropy_warmup
+        self.l1_weight = l1_weight
+        self.temperature = temperature
+        self.temperature_power = temperature_power
+        self.samples = 0 if all_edges else samples
+        self.begin_single = single_task and init is None
+        if init is not None:
+            self.load_single_task(init)
+
+    def first_stage(self) -> MultiTask:
+        if not self.begin_single:
+            return self
+        training = {k: v for k, v in self.training_arguments.items() if k != "arch_optimizer"}
+        single = self.net.single_task()
+        return MultiTask(single, self.tasks, seed=self.seed, **{**training, "stage": "single_task"})
+
+    def next_stage(self, finished: MultiTask) -> MultiTask | None:
+        if finished is self:
+            return None
+        self.load_single_task(finished.network())
+        return self
+
+    def load_single_task(self, source: nn.Module | str | Path) -> None:
+        """Take over the weights of trained single-task networks: a module, or the folder of a run."""
+        if isinstance(source, nn.Module):
+            state = source.state_dict()
+        else:
+            path = Path(source) / "model.safetensors"
+            if not path.exists():
+                raise ValueError(
+                    f"init: {path} is not there. Give the folder of a finished run of single_task."
+                )
+            state = load_file(path)
+        own = self.net.single_task().state_dict()
+        wrong = sorted(key for key in own.keys() | state.keys() if _shape(own, key) != _shape(state, key))
+        if wrong:
+            raise ValueError(
+                f"init: the single-task networks do not fit: {len(wrong)} entries differ, such as {wrong[0]!r}. "
+                "Tasks and backbone must be the same."
+            )
+        self.net.network.load_state_dict(state, strict=False)
+        self.begin_single = False
+
+    def on_fit_start(self) -> None:
+        if self.begin_single:
+            rank_zero_info(
+                "The search starts from what the backbone holds; mtlsearch.search(...) would train the "
+                "single-task networks first, or give them as init=."
+            )
+
+    def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
+        return Bilevel(datamodule, redraw=True, seed=self.seed)
+
+    def anneal(self, progress: float) -> None:
+        self.net.gates.temperature.fill_(self.temperature * (1 - progress) ** self.temperature_power)
+
+    def regularization(self, progress: float) -> dict[str, Tensor]:
+        entropy = self.net.gates.entropy()
+        self.log("train/entropy", entropy.detach(), on_step=False, on_epoch=True, batch_size=1)
+        ramp = min(1.0, progress / self.entropy_warmup) if self.entropy_warmup else 1.0
+        terms = {}
+        if self.entropy_weight:
+            terms["entropy"] = self.entropy_weight * ramp * entropy
+        if self.l1_weight:
+            terms["l1"] = self.l1_weight * self.net.gates.probabilities().mean()
+        return terms
+
+
+def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
