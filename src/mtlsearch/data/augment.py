@@ -93,16 +93,18 @@ class Augment:
 
 def resize(sample: Sample, targets: Mapping[str, Target], size: Sequence[int]) -> Sample:
     """The sample at `size` (H, W), the field of view kept: labels by nearest neighbour, values unchanged."""
-    (new_height, new_width), (height, width) = size, sample["image"].shape[:2]
-    if (new_height, new_width) == (height, width):
-        return sample
-    image = Image.fromarray(sample["image"]).resize((new_width, new_height), Image.Resampling.BILINEAR)
-    rows = (np.arange(new_height) * 2 + 1) * height // (2 * new_height)
-    columns = (np.arange(new_width) * 2 + 1) * width // (2 * new_width)
-    result = {**sample, "image": np.array(image)}
-    for name, _, label in _dense(sample, targets):
-        result[name] = label[..., rows[:, None], columns]
-    return result
+    height, width = size
+    image = Image.fromarray(sample["image"]).resize((width, height), Image.Resampling.BILINEAR)
+    labels = {name: nearest(label, size) for name, _, label in _dense(sample, targets)}
+    return {**sample, "image": np.array(image), **labels}
+
+
+def nearest(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """A label (..., H, W) at another size, each pixel the one under its centre."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, label.shape[-2:], strict=True)
+    )
+    return label[..., rows[:, None], columns]
 
 
 def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
