@@ -34,8 +34,8 @@ def render(scene: Scene, rng: np.random.Generator, size: int) -> dict[str, Any]:
     depth, surface, normal = trace(scene, scene.eye, world)
     point = scene.eye[:, None] + depth * world
     view = -world / np.sqrt((world**2).sum(0))
-    pixel = depth * 2 / size / scene.focal
-    paint = albedo(scene, point, surface, pixel / np.maximum((normal * view).sum(0), 0.1))
+    pixel = 2 / size / scene.focal
+    paint = albedo(scene, point, surface, depth * pixel / np.maximum((normal * view).sum(0), 0.1))
     light = shade(scene, rng, point, view, surface, normal, paint)
     image = photograph(scene, rng, light.reshape(3, -1, size, size).mean(1))
 
@@ -57,7 +57,7 @@ def render(scene: Scene, rng: np.random.Generator, size: int) -> dict[str, Any]:
         "semantic": classes[surface].astype(np.uint8),
         "normals": normal.astype(np.float32),
         "depth": depth[None].astype(np.float32),
-        "edges": find_edges(surface, depth * rays, normal, paint),
+        "edges": find_edges(surface, depth * rays, normal, paint, pixel),
         "keypoints": find_keypoints(scene, size),
         "object": np.int64(objects[area[FACES:].argmax()] if shown else -100),
         "object_soft": (soft / shown if shown else np.full(len(OBJECTS), np.nan)).astype(np.float32),
@@ -109,7 +109,7 @@ def shade(
     direct = lit * np.maximum((normal * to_lamp).sum(0), 0) / (1 + distance2 / 4)
     # Less of the room is seen from its corners and from below; a surface does not darken itself.
     gap = np.abs(np.minimum(point, scene.room[:, None] - point))
-    ambient = np.prod(1 - 0.5 * np.exp(-4 * gap) * (1 - np.abs(normal)), axis=0) * (0.8 + 0.2 * normal[2])
+    ambient = np.prod(1 - 0.5 * np.exp(-4 * gap) * (1 - np.abs(normal)), axis=0) * (0.7 + 0.3 * normal[2])
 
     gloss = np.array([0.0] * FACES + [solid.paint.gloss for solid in scene.solids])
     halfway = to_lamp + view
@@ -181,20 +181,23 @@ PATTERNS = {"plain": plain, "striped": striped, "checked": checked, "brick": bri
 # Labels
 
 
-def find_edges(surface: np.ndarray, points: np.ndarray, normal: np.ndarray, paint: np.ndarray) -> np.ndarray:
+def find_edges(
+    surface: np.ndarray, points: np.ndarray, normal: np.ndarray, paint: np.ndarray, pixel: float
+) -> np.ndarray:
     """Texture edges, where a surface's paint changes, and occlusion edges, where one surface hides another.
 
     Both lie on the two pixels that meet there. A jump is the distance of one pixel's point to the other's
-    tangent plane in units of depth, so a slanted floor has none, nor has the line on which a solid stands.
+    tangent plane in widths of a pixel (`pixel` metres at a depth of one), so neither a slanted floor nor the
+    line on which a solid stands is one.
     """
     edges = np.zeros((2, *surface.shape), np.float32)
     for one, two in (np.s_[..., :-1], np.s_[..., 1:]), (np.s_[..., :-1, :], np.s_[..., 1:, :]):
         same = surface[one] == surface[two]
         step = points[two] - points[one]
         jump = np.minimum(np.abs((normal[one] * step).sum(0)), np.abs((normal[two] * step).sum(0)))
-        jump /= np.minimum(points[one][2], points[two][2])
+        jump /= pixel * np.minimum(points[one][2], points[two][2])
         texture = same * np.clip(np.abs(paint[two] - paint[one]).max(0) / 0.3, 0, 1)
-        occlusion = ~same * np.clip(20 * jump - 1, 0, 1)
+        occlusion = ~same * np.clip(jump - 1, 0, 1)
         for side in one, two:
             edges[side] = np.maximum(edges[side], np.stack([texture, occlusion]))
     return edges
