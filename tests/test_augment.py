@@ -116,14 +116,19 @@ def test_the_seed_alone_decides():
         assert not np.array_equal(first[name], other[name], equal_nan=name in ("normals", "depth"))
 
 
-def test_flip_and_zoom_are_independent():
-    sample = {"image": np.zeros((4, 4, 3), dtype=np.uint8), "depth": np.ones((1, 4, 4), dtype=np.float32)}
+def test_flip_zoom_and_brightness_are_independent():
+    sample = {"image": np.full((4, 4, 3), 100, np.uint8), "depth": np.ones((1, 4, 4), np.float32)}
     sample["normals"] = np.broadcast_to(np.float32([0.6, 0, -0.8])[:, None, None], (3, 4, 4))
-    augmented = [Augment(scale=(1.0, 2.0))(sample, TARGETS, seed) for seed in range(300)]
-    flipped = [float(np.nanmax(one["normals"][0]) < 0) for one in augmented]
-    zoom = [1 / np.nanmax(one["depth"]) for one in augmented]
-    assert 0.4 < np.mean(flipped) < 0.6 and min(zoom) < 1.1 and max(zoom) > 1.9
-    assert abs(np.corrcoef(flipped, zoom)[0, 1]) < 0.2
+    augment = Augment(scale=(1.0, 2.0), colour=0.5)
+    augmented = [augment(sample, TARGETS, seed) for seed in range(300)]
+    flipped = [one["normals"][0, 2, 2] < 0 for one in augmented]
+    zoom = [1 / one["depth"][0, 2, 2] for one in augmented]
+    brightness = [one["image"][2, 2].mean() for one in augmented]
+    assert 0.4 < np.mean(flipped) < 0.6
+    assert min(zoom) < 1.1 and max(zoom) > 1.9
+    assert min(brightness) < 60 and max(brightness) > 140
+    correlation = np.corrcoef([np.array(flipped, float), zoom, brightness])
+    assert np.abs(correlation - np.eye(3)).max() < 0.2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2)])
