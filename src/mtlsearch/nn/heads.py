@@ -29,7 +29,7 @@ def light(out_channels: int, *, width: int = 64, finest: int = 4) -> Head:
 
     Args:
         width: channels of the sum.
-        finest: the smallest stride used. 2 sharpens the prediction for about four times the cost.
+        finest: the smallest stride used; with 2 the head costs three times as much.
     """
     return partial(Light, out_channels=out_channels, width=width, finest=finest)
 
