@@ -32,7 +32,8 @@ def normals(
         head: one for every pixel, as `mtlsearch.nn.heads` describes.
         raw_codes: take loss and metrics between the vectors as 8-bit codes, 127.5 * (1 + n) in NYUv2's order
             x, z, -y, without decoding them. The published code behind MTL-NAS's tables does so, and angles
-            shrink to about half by it: use it only to compare with those tables.
+            shrink to about half by it: use it only to compare with those tables. Predictions are unit vectors
+            all the same, and encoded like the labels.
     """
     angle = partial(total_angle, raw_codes=raw_codes)
     near = partial(within, raw_codes=raw_codes)
