@@ -100,6 +100,12 @@ def test_crop_is_a_window_of_the_image():
         np.testing.assert_array_equal(crop, sample["image"][row : row + 16, column : column + 8])
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_zooming_in_pads_nothing(seed):
+    zoomed = Augment(scale=(1.0, 2.0))(tilted_plane(), TARGETS, seed)
+    assert not np.isnan(zoomed["depth"]).any()
+
+
 def test_colour_changes_the_image_alone():
     sample = tilted_plane()
     jittered = Augment(colour=0.5, flip=0)(sample, TARGETS, seed=0)
@@ -117,8 +123,8 @@ def test_the_seed_alone_decides():
 
 
 def test_flip_zoom_and_brightness_are_independent():
-    sample = {"image": np.full((4, 4, 3), 100, np.uint8), "depth": np.ones((1, 4, 4), np.float32)}
-    sample["normals"] = np.broadcast_to(np.float32([0.6, 0, -0.8])[:, None, None], (3, 4, 4))
+    sample = {"image": np.full((40, 40, 3), 100, np.uint8), "depth": np.ones((1, 40, 40), np.float32)}
+    sample["normals"] = np.broadcast_to(np.float32([0.6, 0, -0.8])[:, None, None], (3, 40, 40))
     augment = Augment(scale=(1.0, 2.0), colour=0.5)
     augmented = [augment(sample, TARGETS, seed) for seed in range(300)]
     flipped = [one["normals"][0, 2, 2] < 0 for one in augmented]

@@ -75,7 +75,9 @@ class Augment:
             sample = resize(sample, targets, self.resize)
         height, width = sample["image"].shape[:2]
         size = self.crop or (height, width)
-        pipeline = _pipeline(size, self.scale, self.rotate, self.flip, self.colour)
+        least = 1 / min(height, width)  # of an image so small a pixel stays
+        scale = (max(self.scale[0], least), max(self.scale[1], least))
+        pipeline = _pipeline(size, scale, self.rotate, self.flip, self.colour)
         # set_random_seed would start every transform from the same seed: flip and zoom would go together.
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         # The labels do not go through the pipeline: a map of where each pixel comes from does, once for all.
@@ -143,11 +145,17 @@ def _pipeline(
     transforms: list[Any] = []
     if colour > 0:  # before anything that pads: the padding keeps the mean colour
         transforms.append(albumentations.ColorJitter(colour, colour, colour, hue=colour / 8, p=1))
-    if scale != (1.0, 1.0) or rotate > 0:
-        turn = (-rotate, rotate)
+    if scale != (1.0, 1.0):
         transforms.append(
-            albumentations.Affine(scale=scale, rotate=turn, keep_ratio=True, fit_output=True, p=1, **fill)
+            albumentations.RandomScale(
+                (scale[0] - 1, scale[1] - 1),
+                area_for_downscale="image",
+                mask_interpolation=cv2.INTER_NEAREST_EXACT,
+                p=1,
+            )
         )
+    if rotate > 0:
+        transforms.append(albumentations.Affine(rotate=(-rotate, rotate), p=1, **fill))
     transforms.append(albumentations.RandomCrop(*size, pad_if_needed=True, pad_position="random", **fill))
     transforms.append(albumentations.HorizontalFlip(p=flip))
     return albumentations.Compose(transforms, save_applied_params=True)
@@ -156,8 +164,11 @@ def _pipeline(
 def _linear(applied: Sequence[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
     """(2, 2), the linear part of the map of (x, y) pixels that the applied transforms make together."""
     linear = np.eye(2)
-    for name, parameters in applied:
-        if name == "Affine":
+    for number, (name, parameters) in enumerate(applied):
+        if name == "RandomScale":  # to whole pixels: what it scaled by is in the size that the next one met
+            old, new = (np.array(each[1]["shape"][1::-1]) for each in applied[number : number + 2])
+            linear = np.diag(new / old) @ linear
+        elif name == "Affine":
             linear = parameters["matrix"][:2, :2] @ linear
         elif name == "HorizontalFlip":
             linear = np.diag([-1.0, 1.0]) @ linear
