@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -84,13 +85,12 @@ class Copies(nn.Module):
 
 
 def _units(model: nn.Module, nodes: Mapping[str, int]) -> list[str]:
-    """Paths of the modules to copy: nodes, and outside them whatever holds parameters or buffers of its own."""
+    """Paths of the modules to copy: nodes, and between them whatever holds parameters or buffers of its own."""
     units: list[str] = []
     for path, module in model.named_modules():
-        inside = any(path.startswith(f"{unit}.") for unit in units)
-        own = any(True for _ in module.parameters(recurse=False)) or any(
-            True for _ in module.buffers(recurse=False)
-        )
-        if path and not inside and (path in nodes or own):
+        copied = any(path.startswith(f"{unit}.") for unit in units)
+        contains = any(node.startswith(f"{path}.") for node in nodes)
+        owns = any(True for _ in chain(module.parameters(recurse=False), module.buffers(recurse=False)))
+        if path in nodes or (path and owns and not contains and not copied):
             units.append(path)
     return units

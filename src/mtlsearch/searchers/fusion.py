@@ -77,6 +77,9 @@ class FusionArchitecture(Architecture):
     kind = "fusion"
 
     def check(self) -> None:
+        for name in ("nodes", "candidates", "edges"):
+            if not isinstance(getattr(self, name), list):
+                raise ValueError(f"{name} must be a list, not {getattr(self, name)!r}.")
         backbone = self.backbone
         if backbone is not None and not (
             isinstance(backbone, dict)
