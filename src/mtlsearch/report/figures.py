@@ -6,68 +6,34 @@ import csv
 import io
 import json
 import math
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtlsearch import files
+from mtlsearch.report.sheet import predictions
+from mtlsearch.report.style import CANDIDATE, CHOSEN, INK, PALETTE, styled
 from mtlsearch.report.tables import words
 from mtlsearch.task import Task
-from mtlsearch.tasks.classification import ImageLabel, true_class
-from mtlsearch.tasks.segmentation import ClassMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
-# Okabe and Ito's colours, told apart under every common colour blindness; purple is kept for chosen edges.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#999933")
-CHOSEN, CANDIDATE, INK = "#7B2CBF", "#A8A8A8", "#222222"
-STYLE = {
-    "figure.dpi": 160,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.wspace": 0.04,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "text.parse_math": False,  # a "$" in a class name is a dollar
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-}
+__all__ = ["curves", "fusion", "histograms", "predictions", "write"]
+
 BINS = 25
-
-P = ParamSpec("P")
-
-
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in this module's style, whatever the caller's is, and leave the caller's as it was."""
-
-    @wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        from matplotlib import style
-
-        with style.context(["default", STYLE]):
-            return draw(*args, **kwargs)
-
-    return drawn
+SERIES = {"training, weights": PALETTE[0], "training, architecture": PALETTE[1], "validation": PALETTE[2]}
+Point = tuple[float, float]
+Panel = tuple[str, str, dict[str, str]]
+"""A title, the y axis' label, and the columns to draw by what the legend calls them."""
 
 
-@_styled
+@styled
 def histograms(panels: Mapping[str, Sequence[float]]) -> Figure:
     """Histograms of edge probabilities side by side, in 25 bins on [0, 1] (MTL-NAS, Figures 2 and S1).
 
@@ -98,7 +64,7 @@ def histograms(panels: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def fusion(architecture: Mapping[str, Any]) -> Figure:
     """A fusion architecture as in Figure S2 of MTL-NAS: its nodes, its candidate edges and the chosen ones.
 
@@ -140,9 +106,6 @@ def fusion(architecture: Mapping[str, Any]) -> Figure:
     return figure
 
 
-Point = tuple[float, float]
-
-
 def _within(edge: Mapping[str, Any], pair: Sequence[str]) -> bool:
     return edge["task"] in pair and edge["source_task"] in pair
 
@@ -170,9 +133,8 @@ def _draw_nodes(axes: Axes, nodes: Sequence[Mapping[str, Any]], colours: Mapping
         rows = [row for row, other in enumerate(stages) if other == stage]
         if index % 2 == 0:
             axes.axhspan(rows[0] - 0.5, rows[-1] + 0.5, color="#F3F3F3", linewidth=0, zorder=-1)
-        axes.text(
-            last + 0.17, float(np.mean(rows)), f"stage {stage}", fontsize=7.5, color="#666666", va="center"
-        )
+        middle = (rows[0] + rows[-1]) / 2
+        axes.text(last + 0.17, middle, f"stage {stage}", fontsize=7.5, color="#666666", va="center")
     for column, (name, colour) in enumerate(colours.items()):
         axes.plot([column] * len(nodes), range(len(nodes)), "o", color=colour, markersize=10, zorder=4)
         for row in range(len(nodes) - 1):
@@ -186,23 +148,17 @@ def _draw_nodes(axes: Axes, nodes: Sequence[Mapping[str, Any]], colours: Mapping
     axes.spines[:].set_visible(False)
 
 
-Panel = tuple[str, str, dict[str, str]]
-"""A title, the y axis' label, and the columns to draw by what the legend calls them."""
-
-SERIES = {"training, weights": PALETTE[0], "training, architecture": PALETTE[1], "validation": PALETTE[2]}
-
-
-@_styled
+@styled
 def curves(rows: Sequence[Mapping[str, str]]) -> Figure:
     """Losses, validation metrics and the edges' entropy over the steps of all stages, laid end to end.
 
     Args:
         rows: the rows of a `metrics.csv` by column: `step`, `stage`, `train/weights/TASK`, `train/arch/TASK`,
-            `train/entropy`, `val/loss`, `val/TASK/METRIC`; what a row has no value for is empty.
+            `train/entropy`, `val/loss`, `val/TASK/METRIC`; where a row has no value it is empty.
     """
     from matplotlib.figure import Figure
 
-    panels = _curve_panels(list(dict.fromkeys(name for row in rows for name in row)))
+    panels = _curve_panels(list(rows[0]))
     stages: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
         stages.setdefault(row.get("stage") or "", []).append(row)
@@ -256,15 +212,8 @@ def _draw_series(axes: Axes, points: Sequence[tuple[float, float]], label: str) 
     steps, values = np.array(sorted(points)).T
     window = len(values) // 20
     if window < 3:
-        axes.plot(
-            steps,
-            values,
-            "o-" if len(values) < 20 else "-",
-            color=colour,
-            label=label,
-            markersize=3,
-            clip_on=False,
-        )
+        dots = "o-" if len(values) < 20 else "-"
+        axes.plot(steps, values, dots, color=colour, label=label, markersize=3, clip_on=False)
         return
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
     mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
@@ -281,102 +230,6 @@ def _mark_stages(axes: Axes, names: Sequence[str], ends: Sequence[float]) -> Non
         if index:
             axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, max(ends[-1], 1))
-
-
-@_styled
-def predictions(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, Any]) -> Figure:
-    """Images, and for each task ground truth and prediction: dense ones as pictures, others as text.
-
-    Args:
-        network: in eval mode; `network(image)` gives {task: prediction}.
-        tasks: those to show.
-        batch: as `mtlsearch.data.collate` makes it; every image of it becomes a row. A task that it lacks is
-            shown as unlabelled.
-    """
-    from matplotlib.figure import Figure
-
-    images = batch["image"]
-    with torch.no_grad():
-        outputs = {name: output.float().cpu() for name, output in network(images).items()}
-    dense = [task for task in tasks if task.target.dense]
-    whole = [task for task in tasks if not task.target.dense]
-    rows, columns = len(images), 1 + 2 * len(dense) + bool(whole)
-    height = max(1.75 * images.shape[-2] / images.shape[-1], 0.5 * len(whole))
-    figure = Figure(figsize=(1.75 * columns, rows * height + 1.0), layout="compressed")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
-    grid[0, 0].set_title("image")
-    for axes, image in zip(grid[:, 0], images):
-        axes.imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
-    for index, task in enumerate(dense):
-        grid[0, 1 + 2 * index].set_title(f"{task.name}\nground truth")
-        grid[0, 2 + 2 * index].set_title(f"{task.name}\nprediction")
-        for row, guess in enumerate(task.target.decode(outputs[task.name])):
-            label = _label(task, batch, row)
-            pictures = _pictures(task, label, guess.numpy())
-            for axes, picture in zip(grid[row, 1 + 2 * index :], pictures):
-                axes.imshow(picture)
-    for row, axes in enumerate(grid[:, -1] if whole else ()):
-        lines = [_describe(task, _label(task, batch, row), outputs[task.name][row]) for task in whole]
-        axes.text(0, 1, "\n\n".join(lines), fontsize=7.5, va="top", linespacing=1.3)
-    if key := _class_key(dense, batch, outputs):
-        figure.legend(handles=key, loc="outside lower center", ncols=max(1, columns))
-    return figure
-
-
-def _class_key(tasks: Sequence[Task], batch: Mapping[str, Any], outputs: Mapping[str, Tensor]) -> list[Patch]:
-    """The colours of the classes that labels or predictions hold."""
-    from matplotlib.patches import Patch
-
-    key = []
-    for task in tasks:
-        if isinstance(task.target, ClassMap):
-            found = task.target.decode(outputs[task.name]).unique()
-            if task.name in batch:
-                target = batch[task.name].cpu()
-                found = torch.cat([found, target[task.target.labelled(target)]]).unique()
-            colours = task.target.picture(found.numpy()[None])[0] / 255
-            names = [task.target.class_names[index] for index in found]
-            key += [
-                Patch(facecolor=tuple(colour), edgecolor="#999999", linewidth=0.5, label=name)
-                for colour, name in zip(colours, names)
-            ]
-    return key
-
-
-def _label(task: Task, batch: Mapping[str, Any], row: int) -> Tensor:
-    """The label of one image of a batch, without the batch axis."""
-    if task.name in batch:
-        return torch.as_tensor(batch[task.name][row]).cpu()
-    height, width = batch["image"].shape[-2:]
-    return torch.from_numpy(task.target.unlabelled((height, width)))
-
-
-def _pictures(task: Task, label: Tensor, guess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Label and prediction as RGB, one colour meaning one value in both; unlabelled pixels are chequered."""
-    both = task.target.picture(np.concatenate([label.numpy(), guess], axis=-1))
-    height, width = guess.shape[-2:]
-    known = task.target.labelled(label[None])[0].reshape(-1, height, width).any(dim=0).numpy()
-    rows, columns = np.indices((height, width)) // max(1, min(height, width) // 16)
-    board = np.where((rows + columns) % 2 == 0, 235, 195).astype(np.uint8)
-    return np.where(known[..., None], both[:, :width], board[..., None]), both[:, width:]
-
-
-def _describe(task: Task, label: Tensor, output: Tensor) -> str:
-    """What is predicted for a whole image, and whether it is so."""
-    target = task.target
-    if not isinstance(target, ImageLabel):
-        return f"{task.name}: {target.decode(output[None])[0].numpy().round(3)}"
-    probability, guess = output.softmax(0).max(0)
-    truth = true_class(label[None])[0]
-    known = truth >= 0
-    mark = "" if not known else " ✓" if guess == truth else " ✗"
-    lines = [f"{task.name}{mark}", f"predicted: {target.class_names[guess]}, {probability:.0%}"]
-    lines.append(f"truth: {target.class_names[truth]}" if known else "unlabelled")
-    return "\n".join(textwrap.fill(line, 26, subsequent_indent="   ") for line in lines)
 
 
 def write(
@@ -406,7 +259,7 @@ def write(
     if (path := run_dir / "metrics.csv").exists():
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        if rows:
+        if rows and _curve_panels(list(rows[0])):
             drawn["curves"] = curves(rows)
     if network is not None and batch is not None:
         drawn["predictions"] = predictions(network, tasks, batch)

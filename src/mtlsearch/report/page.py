@@ -27,8 +27,8 @@ grey arrows are candidates that were left out. Every pair of tasks has a panel."
 the less is lost when an edge is either taken or not; those right of the dotted line are more likely in than
 out.""",
     "curves": """Losses, the first validation metric of each task and the edges' mean entropy over the steps
-of all stages, laid end to end; a dotted line marks where a stage starts. Pale lines are single steps, strong
-ones their running mean. At an entropy of 0.69 nat no edge is decided, at 0 all are.""",
+of all stages, laid end to end; a dotted line marks where a stage starts. Of long series the running
+mean is strong and single values are pale. At an entropy of 0.69 nat no edge is decided, at 0 all are.""",
 }
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 UNITS = "Angles are in degrees, depth errors in metres, all else is a fraction from 0 to 1."
@@ -146,7 +146,7 @@ def _head(run: str, config: Any, architecture: Mapping[str, Any], metrics: Metri
         facts.update(zip(COSTS, line[1:]))
         break
     if seconds := metrics.get("seconds"):
-        facts["wall time"] = _duration(sum(seconds.values()))
+        facts["time"] = _duration(sum(seconds.values()))
     terms = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items()
     )

@@ -96,6 +96,8 @@ def number(value: float | None) -> str:
     """A number with four digits; a dash for none, or for the NaN of a split without labels."""
     if value is None or not math.isfinite(value):
         return "–"
+    if abs(value) < 1:
+        return f"{value:.4f}"
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
 
 
