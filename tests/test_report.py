@@ -172,10 +172,12 @@ def test_the_figures_that_a_run_allows_are_written(run):
 
 
 def test_the_page_is_self_contained(run):
-    path = report.write(run)
+    task = ms.tasks.segmentation("semantic", num_classes=3)
+    batch = {"image": torch.rand(2, 3, 8, 8), "semantic": torch.zeros(2, 8, 8, dtype=torch.long)}
+    path = report.write(run, network=Guess(), tasks=[task], batch=batch)
     assert path == run / "report.html"
     text = path.read_text()
-    assert text.count('src="data:image/png;base64,') == 3
+    assert text.count('src="data:image/png;base64,') == 4
     for source in re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]{1,30})""", text):
         assert source.startswith("data:")
     assert "<script" not in text

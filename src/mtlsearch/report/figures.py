@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["curves", "fusion", "histograms", "predictions", "write"]
 
 BINS = 25
+SHOWN = 4  # images on the sheet of predictions
 SERIES = {"training, weights": PALETTE[0], "training, architecture": PALETTE[1], "validation": PALETTE[2]}
 Point = tuple[float, float]
 Panel = tuple[str, str, dict[str, str]]
@@ -245,7 +246,7 @@ def write(
         run_dir: the run's directory.
         network: with `tasks` and `batch`, for the sheet of predictions; see `predictions`.
         tasks: those to show on the sheet.
-        batch: the images of the sheet.
+        batch: the sheet shows its first images.
     """
     run_dir = Path(run_dir)
     drawn: dict[str, Figure] = {}
@@ -262,7 +263,8 @@ def write(
         if rows and _curve_panels(list(rows[0])):
             drawn["curves"] = curves(rows)
     if network is not None and batch is not None:
-        drawn["predictions"] = predictions(network, tasks, batch)
+        some = {name: values[:SHOWN] for name, values in batch.items()}
+        drawn["predictions"] = predictions(network, tasks, some)
     paths = {name: run_dir / "figures" / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
         content = io.BytesIO()
