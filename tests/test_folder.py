@@ -487,7 +487,7 @@ def test_nyuv2_normals_fit_the_depth():
             from_depth, inner = normals_of(sample["depth"][0])
             cosine = (from_depth * sample["normals"][:, inner, inner]).sum(axis=0)
             cosines.append(np.nanmedian(cosine))
-    assert len(cosines) == 4 and min(cosines) > 0.94 and np.mean(cosines) > 0.95
+    assert len(cosines) == 4 and min(cosines) > 0.95
 
 
 @pytest.mark.skipif(not (SAMPLES / "camvid").is_dir(), reason="MTLSEARCH_SAMPLES has no camvid")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -91,22 +93,21 @@ class Folder(TaskData):
         return match(self.root, self.image, self.labels, self.splits, self.split_seed)
 
     @cached_property
-    def size(self) -> tuple[int, int]:
-        """(H, W) that all images have where they are not resized: that of the first."""
-        height, width = read_image(self.items["train"][0].image).shape[:2]
-        return height, width
+    def first(self) -> tuple[Path, tuple[int, ...]]:
+        """The first image that can be read, and its (H, W), which all have where they are not resized."""
+        for item in chain(*self.items.values()):
+            with suppress(ValueError):
+                return item.image, read_image(item.image).shape[:2]
+        raise ValueError(f"{self.root}: none of its images can be read.")
 
     def read(self, item: Item) -> Sample:
         """The sample of an item. A ValueError has a line for each file that something is wrong with."""
-        try:
-            image = read_image(item.image)
-        except ValueError as error:
-            raise ValueError(f"{item.image}: {error}") from error
+        image = read_image(item.image)
         size = image.shape[:2]
-        if self.resize is None and size != self.size:
+        if self.resize is None and size != self.first[1]:
             raise ValueError(
-                f"{item.image}: its size is {_by(size)}, that of {self.items['train'][0].image} is "
-                f"{_by(self.size)}. Bring all images to one size by resize=[height, width]."
+                f"{item.image}: its size is {_by(size)}, that of {self.first[0]} is {_by(self.first[1])}. "
+                "Bring all images to one size by resize=[height, width]."
             )
         sample: Sample = {"name": item.name, "image": image}
         problems = []

@@ -26,6 +26,15 @@ class Item:
     labels: Mapping[str, Any]
 
 
+class Mismatch(ValueError):
+    """What does not fit together: `problems` has a line for each, the message only the first ones."""
+
+    def __init__(self, root: Path, problems: list[str]) -> None:
+        self.problems = problems
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        super().__init__("\n".join([f"{root} cannot be used as it is:", *problems[:SHOWN], *more]))
+
+
 def match(
     root: Path,
     image: str,
@@ -36,8 +45,8 @@ def match(
     """The items of train, val and test; the arguments are those of `Folder`.
 
     Raises:
-        ValueError: with a line for each thing that is wrong: no image, a label without an image, a task
-            without a label, a list with an image that is not there.
+        ValueError: there is no image, or the splits are not described rightly.
+        Mismatch: labels without images, tasks without labels, lists with images that are not there.
     """
     by_folder = "{split}" in image
     missing = set(SPLITS) - set(splits) if splits and not by_folder else set()
@@ -63,8 +72,7 @@ def match(
     if twice := not by_folder and set(names["train"]) & {*names["val"], *names["test"]}:
         problems.append(f"{sorted(twice)[0]} and {len(twice) - 1} more are for training and for evaluation.")
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise ValueError("\n".join([f"{root} cannot be used as it is:", *problems[:SHOWN], *more]))
+        raise Mismatch(root, problems)
 
     items: dict[str, list[Item]] = {}
     for split, folder in folders.items():

@@ -46,14 +46,14 @@ def find(root: Path, template: str, split: str = "") -> dict[str, Path]:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image as a viewer shows it, (H, W, 3) uint8 RGB. A ValueError says why there is none."""
+    """An image as a viewer shows it, (H, W, 3) uint8 RGB. A ValueError names the file and the fault."""
     try:
         with Image.open(path) as image:
             if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"):
                 raise ValueError(f"the mode is {image.mode}, expected 8 bits a channel; convert it to RGB")
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
-        raise ValueError(f"cannot be read as an image: {error}") from error
+        raise ValueError(f"{path}: cannot be read as an image: {error}") from error
 
 
 def read_array(path: Path, key: str | None = None) -> np.ndarray:

@@ -19,7 +19,7 @@ class Encoding:
     """How the labels of one task are stored.
 
     Args:
-        options: further arguments of the task's function in `mtlsearch.tasks`, such as `weight`.
+        options: further arguments of the task's function in `mtlsearch.tasks`, such as `raw_codes`.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
