@@ -13,6 +13,7 @@ from mtlsearch.data.raycast import FACES, trace
 from mtlsearch.data.rooms import CLASSES, FINISHES, FLOORS, OBJECTS, SHAPES, WALLS, Paint, Scene
 
 FACE_CLASSES = (1, 1, 1, 1, 0, 2)
+"""Of the room's six faces, indices into `CLASSES`."""
 SUBPIXELS = ((0, 0), (1 / 3, -1 / 3), (-1 / 3, 1 / 3))
 """Where a pixel is sampled. Its labels are those of the first place, its centre."""
 SMALLEST_BOX = 1 / 400
@@ -24,10 +25,8 @@ def render(scene: Scene, rng: np.random.Generator, size: int) -> dict[str, Any]:
 
     Returns:
         image (H, W, 3) uint8; semantic (H, W) uint8, indices into `CLASSES`; normals (3, H, W), unit vectors;
-        depth (1, H, W) in metres; edges (2, H, W) and keypoints (1, H, W) in [0, 1]; object () and scene (),
-        indices into `OBJECTS` and `SCENES`, the former -100 where no solid shows; object_soft (12,) and
-        scene_soft (9,), distributions over these, the former NaN where no solid shows; boxes (n, 4), xyxy in
-        pixels, and box_labels (n,), indices into `SHAPES`.
+        depth (1, H, W) in metres; edges (2, H, W) and keypoints (1, H, W) in [0, 1]; boxes (n, 4), xyxy in
+        pixels, and box_labels (n,), indices into `SHAPES`; and what `classify` returns.
     """
     rays = camera_rays(scene, size)
     world = scene.camera.T @ rays
@@ -43,15 +42,8 @@ def render(scene: Scene, rng: np.random.Generator, size: int) -> dict[str, Any]:
         a[..., : size * size].reshape(*a.shape[:-1], size, size)
         for a in (depth, surface, rays, scene.camera @ normal, paint)
     )
-    shapes = np.array([solid.shape for solid in scene.solids], int)
-    finishes = np.array([solid.finish for solid in scene.solids], int)
-    objects = shapes * len(FINISHES) + finishes
-    classes = np.concatenate([FACE_CLASSES, shapes + CLASSES.index(SHAPES[0])])
-    area = np.bincount(surface.ravel(), minlength=len(classes)) / size**2
-    shown = area[FACES:].sum()
-    soft = np.bincount(objects, area[FACES:], len(OBJECTS))
-    wall, floor = soften(scene.wall, len(WALLS), area[:4].sum()), soften(scene.floor, len(FLOORS), area[4])
-    boxes, box_labels = find_boxes(surface, shapes)
+    classes = np.array([*FACE_CLASSES, *(solid.shape + CLASSES.index(SHAPES[0]) for solid in scene.solids)])
+    boxes, box_labels = find_boxes(scene, surface)
     return {
         "image": image,
         "semantic": classes[surface].astype(np.uint8),
@@ -59,12 +51,9 @@ def render(scene: Scene, rng: np.random.Generator, size: int) -> dict[str, Any]:
         "depth": depth[None].astype(np.float32),
         "edges": find_edges(surface, depth * rays, normal, paint, pixel),
         "keypoints": find_keypoints(scene, size),
-        "object": np.int64(objects[area[FACES:].argmax()] if shown else -100),
-        "object_soft": (soft / shown if shown else np.full(len(OBJECTS), np.nan)).astype(np.float32),
-        "scene": np.int64(scene.wall * len(FLOORS) + scene.floor),
-        "scene_soft": np.outer(wall, floor).ravel().astype(np.float32),
         "boxes": boxes,
         "box_labels": box_labels,
+        **classify(scene, np.bincount(surface.ravel(), minlength=len(classes)) / size**2),
     }
 
 
@@ -225,20 +214,43 @@ def find_keypoints(scene: Scene, size: int) -> np.ndarray:
     return bumps[None].astype(np.float32)
 
 
-def find_boxes(surface: np.ndarray, shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find_boxes(scene: Scene, surface: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (n, 4) round what is visible of the solids, xyxy with x2 = last column + 1, and shapes (n,)."""
     boxes, labels = [], []
-    for index, shape in enumerate(shapes):
+    for index, solid in enumerate(scene.solids):
         rows, columns = np.nonzero(surface == FACES + index)
         if len(rows) >= SMALLEST_BOX * surface.size:
             boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
-            labels.append(shape)
+            labels.append(solid.shape)
     return np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64)
 
 
+def classify(scene: Scene, area: np.ndarray) -> dict[str, Any]:
+    """What the image shows as a whole.
+
+    Args:
+        area: the part of the image that each surface covers.
+
+    Returns:
+        object (), the solid that shows most, in `OBJECTS`, and object_soft (12,), each kind's share in what
+        shows of all solids; -100 and NaN where none does. scene (), the room's patterns in `SCENES`, and
+        scene_soft (9,), the surer the more of walls and floor shows.
+    """
+    kinds = np.array([solid.shape * len(FINISHES) + solid.finish for solid in scene.solids], int)
+    shown = area[FACES:].sum()
+    soft = np.bincount(kinds, area[FACES:], len(OBJECTS)) / shown if shown else np.full(len(OBJECTS), np.nan)
+    wall, floor = soften(scene.wall, len(WALLS), area[:4].sum()), soften(scene.floor, len(FLOORS), area[4])
+    return {
+        "object": np.int64(kinds[area[FACES:].argmax()] if shown else -100),
+        "object_soft": soft.astype(np.float32),
+        "scene": np.int64(scene.wall * len(FLOORS) + scene.floor),
+        "scene_soft": np.outer(wall, floor).ravel().astype(np.float32),
+    }
+
+
 def soften(index: int, classes: int, area: float) -> np.ndarray:
-    """(classes,), the surer of the class the larger the part of the image is that shows it."""
+    """A distribution (classes,) round a class, the surer the larger the part of the image that shows it."""
     sure = area / (area + 0.1)
-    distribution = np.full(classes, (1 - sure) / classes, np.float32)
+    distribution = np.full(classes, (1 - sure) / classes)
     distribution[index] += sure
     return distribution

@@ -87,11 +87,11 @@ class Scene:
 
 def draw(rng: np.random.Generator) -> Scene:
     """A random scene: the camera near one end of the room, three to seven solids before it."""
-    room = rng.uniform((3.0, 3.5, 2.3), (6.0, 7.5, 3.3))
-    eye = [*room[:2] * rng.uniform((0.2, 0.06), (0.8, 0.2)), rng.uniform(0.8, 1.9)]
-    target = [*room[:2] * rng.uniform((0.25, 0.6), (0.75, 0.95)), rng.uniform(0.0, 1.1)]
+    room = rng.uniform((3.0, 4.0, 2.4), (5.5, 6.5, 3.1))
+    eye = [*room[:2] * rng.uniform((0.3, 0.06), (0.7, 0.15)), rng.uniform(1.0, 1.7)]
+    target = [*room[:2] * rng.uniform((0.35, 0.7), (0.65, 0.9)), rng.uniform(0.3, 0.9)]
     camera = look_at(np.array(eye), np.array(target), roll=rng.normal(0, np.radians(2)))
-    focal = 1 / np.tan(np.radians(rng.uniform(52, 84)) / 2)
+    focal = 1 / np.tan(np.radians(rng.uniform(58, 76)) / 2)
     wall, floor = int(rng.integers(len(WALLS))), int(rng.integers(len(FLOORS)))
     tint = np.array((1, 0, -1)) * rng.uniform(-0.12, 0.12)
 
@@ -114,10 +114,10 @@ def draw(rng: np.random.Generator) -> Scene:
         camera=camera,
         focal=float(focal),
         light=room * rng.uniform((0.15, 0.1, 0.8), (0.85, 0.5, 0.95)),
-        lamp=rng.uniform(2.5, 6.0) * (1 + tint),
-        ambient=rng.uniform(0.2, 0.6) * (1 - tint),
+        lamp=rng.uniform(3.0, 6.0) * (1 + tint),
+        ambient=rng.uniform(0.15, 0.45) * (1 - tint),
         exposure=rng.uniform(0.16, 0.34),
-        noise=rng.uniform(0.005, 0.03),
+        noise=rng.uniform(0.005, 0.02),
     )
 
 
@@ -131,7 +131,7 @@ def draw_paint(
 ) -> Paint:
     """Two colours, one a brighter or darker relative of the other."""
     first = rng.uniform(*value) * (1 - rng.uniform(0, saturation) * rng.permutation((0, rng.random(), 1)))
-    second = np.clip(first * rng.choice((0.4, 0.6, 1.5, 2.0)) + rng.normal(0, 0.06, 3), 0.03, 0.95)
+    second = np.clip(first * rng.choice((0.5, 0.7, 1.4, 1.8)) + rng.normal(0, 0.04, 3), 0.03, 0.95)
     colours = np.stack([first, second])
     return Paint(pattern, colours, rng.uniform(*period), phase=rng.random(3), gloss=rng.uniform(0, 0.6))
 
@@ -146,14 +146,14 @@ def draw_solid(
 ) -> Solid | None:
     """One more solid on the floor within sight, or on top of the last box; None where no place is found."""
     shape, finish = int(rng.integers(len(SHAPES))), int(rng.integers(len(FINISHES)))
-    half = rng.uniform(0.2, 0.55, 3)
+    half = rng.uniform(0.3, 0.6, 3)
     if SHAPES[shape] == "sphere":
         half[:] = half[0]
     elif SHAPES[shape] != "box":
         half[1] = half[0]
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
-    if SHAPES[shape] == "cylinder" and rng.random() < 0.3:
+    if SHAPES[shape] == "cylinder" and rng.random() < 0.2:
         rotation = rotation @ np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0]])  # lying on its side
     paint = draw_paint(rng, FINISHES[finish], period=(0.25, 0.5), value=(0.2, 0.9), saturation=1.0)
     reach, rise = np.linalg.norm(half[:2]), np.abs(rotation[2]) @ half
@@ -166,7 +166,7 @@ def draw_solid(
             return Solid(shape, finish, paint, half, rotation, centre)
     for _ in range(20):
         bearing = np.arctan2(forward[1], forward[0]) + rng.uniform(-0.85, 0.85) / focal
-        place = eye[:2] + rng.uniform(1.3, 4.5) * np.array([np.cos(bearing), np.sin(bearing)])
+        place = eye[:2] + rng.uniform(1.6, 3.8) * np.array([np.cos(bearing), np.sin(bearing)])
         gaps = [np.linalg.norm(place - other.centre[:2]) - np.linalg.norm(other.half[:2]) for other in others]
         if np.all((reach < place) & (place < room[:2] - reach)) and all(gap > reach for gap in gaps):
             return Solid(shape, finish, paint, half, rotation, np.array([*place, rise]))
