@@ -51,7 +51,7 @@ def test_directions_are_the_metrics_own():
 def test_a_metric_without_a_direction_is_named():
     depth = ms.tasks.depth()
     task = ms.Task("far", depth.target, depth.head, depth.loss, {"guess": partial(Silent)})
-    with pytest.raises(ValueError, match="Metric 'guess' of task 'far'.*higher_is_better"):
+    with pytest.raises(ValueError, match=r"Metric 'guess' of task 'far'.*higher_is_better"):
         metric_directions([task])
 
 

@@ -17,11 +17,13 @@ from mtlsearch.task import Task, check_tasks
 
 Batch = Mapping[str, Any]
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+GROUPS = ("weights", "arch")
+"""The parameter groups, each with an optimiser of its own, in this order."""
 
 
 def poly(progress: float, power: float = 0.9) -> float:
-    """The factor on the learning rate when `progress` in [0, 1] of the training is over: (1 - progress)^power."""
-    return (1 - progress) ** power
+    """The factor on the learning rate at `progress` in [0, 1] of the training: (1 - progress)^power."""
+    return float((1 - progress) ** power)
 
 
 class MultiTask(pl.LightningModule):
@@ -68,7 +70,7 @@ class MultiTask(pl.LightningModule):
         self.seed = seed
         self.unpack = unpack
         self.stage = stage
-        self._metrics = nn.ModuleDict({split: _metrics(self.tasks) for split in ("val", "test")})
+        self._metrics: Any = nn.ModuleDict({split: _metrics(self.tasks) for split in ("val", "test")})
         self._seen: dict[str, Tensor] = {}
 
     # What a kind of training overrides.
@@ -102,6 +104,11 @@ class MultiTask(pl.LightningModule):
         """How much of the training is over before this batch of the current epoch, in [0, 1]."""
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 0:
+            if self.trainer.max_steps < 0:
+                raise ValueError(
+                    "Learning rates follow the progress of the training, which has no end: give the Trainer "
+                    "max_epochs or max_steps."
+                )
             return min(self.global_step / max(self.trainer.max_steps, 1), 1.0)
         return (self.current_epoch + batch_index / self.trainer.num_training_batches) / epochs
 
@@ -115,21 +122,26 @@ class MultiTask(pl.LightningModule):
                     f"Task {name!r} had no label in the whole of epoch {self.current_epoch}: leave it out of "
                     "`tasks`, or name its targets after it."
                 )
+        broken = [name for name, parameter in self.net.named_parameters() if not parameter.isfinite().all()]
+        if broken:  # a loss may be finite and its gradient not
+            raise ValueError(
+                f"{broken[0]!r} is no longer finite at the end of epoch {self.current_epoch}. The last "
+                "checkpoint is intact: take a lower learning rate, or clip gradients."
+            )
 
     def training_step(self, batch: Any, batch_index: int) -> None:
         self.update("weights", self._checked(batch), batch_index)
 
     def update(self, group: str, batch: Batch, batch_index: int) -> None:
         """One update of a group's parameters on one batch."""
-        groups = self.groups(self.current_epoch)
-        number = groups.index(group)
+        number = GROUPS.index(group)
         seed = np.random.SeedSequence([self.seed, self.current_epoch, batch_index, number])
         torch.manual_seed(int(seed.generate_state(1)[0]))
         progress = self.progress(batch_index)
         terms = self.terms(group, batch, batch_index)
         optimizers = self.optimizers()
         optimizer = optimizers[number] if isinstance(optimizers, list) else optimizers
-        self.manual_backward(sum(terms.values()) / self.accumulate)
+        self.manual_backward(torch.stack(list(terms.values())).sum() / self.accumulate)
         last = batch_index + 1 == self.trainer.num_training_batches
         if last or (batch_index + 1) % self.accumulate == 0:
             for parameters in optimizer.param_groups:
@@ -213,6 +225,12 @@ class MultiTask(pl.LightningModule):
 
     # Evaluation.
 
+    def on_validation_epoch_start(self) -> None:
+        self._reset_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._reset_metrics("test")
+
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self._evaluate("val", batch)
 
@@ -234,12 +252,20 @@ class MultiTask(pl.LightningModule):
         names = [task.name for task in self.tasks if task.name in batch]
         predictions = self.net(batch["image"], names)
         for task in self.tasks:
-            if task.name in names:
-                prediction, target = predictions[task.name], batch[task.name]
-                metrics = self._metrics[split][task.name]
-                metrics[0].update(*task.loss(prediction, target))
-                for metric in metrics[1:]:
-                    metric.update(prediction.float(), target)
+            loss, *metrics = self._metrics[split][task.name]
+            if task.name not in names:
+                loss.update(torch.zeros(()), torch.zeros(()))
+                continue
+            prediction, target = predictions[task.name], batch[task.name]
+            loss.update(*task.loss(prediction, target))
+            for metric in metrics:
+                metric.update(prediction.float(), target)
+
+    def _reset_metrics(self, split: str) -> None:
+        # Not at the end: what Trainer.validate resets there are inference tensors, of no use to a fit.
+        for metric in self._metrics[split].modules():
+            if isinstance(metric, Metric):
+                metric.reset()
 
     def _log_metrics(self, split: str) -> None:
         total, values = 0.0, {}
@@ -252,8 +278,6 @@ class MultiTask(pl.LightningModule):
                     values[f"{split}/{task.name}/{name}"] = metric.compute()
             elif not self.trainer.sanity_checking:
                 rank_zero_info(f"No finite {split} loss for task {task.name!r}: it has no label there.")
-            for metric in (loss, *metrics):
-                metric.reset()
         values[f"{split}/loss"] = torch.as_tensor(total)
         self.log_dict(values, sync_dist=dist.is_available() and dist.is_initialized())
 
@@ -288,7 +312,7 @@ def _metrics(tasks: Iterable[Task]) -> nn.ModuleDict:
     )
 
 
-def _bare(optimizers: Any) -> list[torch.optim.Optimizer]:
+def _bare(optimizers: Any) -> list[Any]:
     """Lightning's optimisers without its wrappers."""
     listed = optimizers if isinstance(optimizers, list) else [optimizers]
     return [getattr(optimizer, "optimizer", optimizer) for optimizer in listed]
