@@ -65,7 +65,7 @@ def test_counts_and_values(root):
     assert (report.tallies["depth"].low, report.tallies["depth"].median) == (2.0, 2.0)
     assert not [doubt for tally in report.tallies.values() for doubt in tally.doubts()]
     text = printed(report)
-    assert "50.00 %" in text and "wall" in text and "median 2" in text and "100.0% of them face" in text
+    assert "50.00 %" in text and "wall" in text and "median 2" in text and "100.0% of them towards" in text
     with Image.open(report.sheet) as sheet:
         colours = np.unique(np.asarray(sheet.convert("RGB")).reshape(-1, 3), axis=0)
     assert len(colours) > 100
@@ -116,7 +116,7 @@ def test_scenes_too(tmp_path):
     scenes = Scenes(names, size=32, train=3, val=2, test=2, cache_dir=tmp_path)
     report = check(scenes, tmp_path / "out")
     assert report.images == {"train": 3, "val": 2, "test": 2} and not report.problems
-    assert report.tallies["normals"].facing / report.tallies["normals"].labelled > 0.99
+    assert report.tallies["normals"].facing / report.tallies["normals"].labelled > 0.6
     assert all(tally.images.total() == 7 for tally in report.tallies.values())
 
 
@@ -148,5 +148,5 @@ def test_command_line_on_nyuv2(tmp_path):
         [*command, f"hydra.run.dir={tmp_path}/out"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "98.8% of them face the camera" in done.stdout
+    assert "98.8% of them towards the camera" in done.stdout
     assert (tmp_path / "out/labels.png").exists()

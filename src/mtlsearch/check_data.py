@@ -44,7 +44,7 @@ class Tally:
         entries: the number of pixels (or whole images) in them, and of those that are labelled.
         classes: the number of labelled entries of each class, by split, where there are classes.
         low, high, values: the lowest and the highest value and some of each image, where there are values.
-        facing: the number of normals that face the camera.
+        facing: the number of normals whose z points towards the camera, as most do.
     """
 
     task: Task
@@ -86,7 +86,7 @@ class Tally:
         """The values in a line, without the classes."""
         parts = [f"{self.labelled / self.entries:.1%} labelled"] if self.task.target.dense else []
         if isinstance(self.task.target, Normals):
-            parts.append(f"{self.facing / self.labelled:.1%} of them face the camera")
+            parts.append(f"{self.facing / self.labelled:.1%} of them towards the camera (z < 0)")
         if self.values:
             unit = " m" if isinstance(self.task.target, Depth) else ""
             mean = float(np.mean(np.concatenate(self.values)))
@@ -194,7 +194,7 @@ def show(report: Report, console: Console) -> None:
     for doubt in (doubt for tally in report.tallies.values() for doubt in tally.doubts()):
         console.print(f"[yellow]Doubtful:[/] {escape(doubt)}")
     if report.problems:
-        console.print(f"\n[bold red]{len(report.problems)} problems[/]")
+        console.print(f"\n[bold red]Problems: {len(report.problems)}[/]")
     for problem in report.problems:
         console.print(escape(problem), soft_wrap=True)
     if report.sheet is not None:

@@ -182,6 +182,7 @@ def _usual(root: Path) -> dict[str, Encoding]:
         folders = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise ValueError(
             f"Nothing says where the labels are: {root} has the folders {folders}; without `labels` those "
-            "called semantic, normals, depth, edges and keypoints are taken. Describe yours by `labels`."
+            "called semantic, normals, depth, edges and keypoints are taken. Describe yours by `labels`, as "
+            "conf/experiment/camvid.yaml does."
         )
     return present
