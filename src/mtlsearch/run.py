@@ -6,174 +6,227 @@ YAML names classes and their arguments, Hydra composes it, and here the objects 
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import errno
 import json
+import logging
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
+
+from mtlsearch.rundir import FOLDER, Settings, claim, difference, environment, is_first, near, read
 
 if TYPE_CHECKING:
     from mtlsearch.namespace import pl
     from mtlsearch.task import Task
 
-Settings = dict[str, Any]
-
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if (path / "run.yaml").exists())
-FOLDER = "MTLSEARCH_RUN"
-"""The environment variable by which the first process tells those that it starts in which folder to work."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the program's own, and return the exit code."""
     if arguments is not None:
         sys.argv[1:] = arguments
-    return answer(_dispatch)
+    return answer(dispatch)
 
 
 def console() -> None:
-    """The console script, which lacks what `python -m` has: classes in the working folder can be named."""
+    """The console script. It lacks what `python -m` has: that classes in the working folder can be named."""
     sys.path.insert(0, str(Path.cwd()))
     sys.exit(main())
 
 
-def _dispatch() -> None:
+def dispatch() -> None:
+    """Go on with a run, or have Hydra compose the settings of one or several."""
     arguments = sys.argv[1:]
-    resumed = [argument for argument in arguments if argument.startswith("resume=")]
+    resume = next((argument for argument in arguments if argument.startswith("resume=")), None)
     if FOLDER in os.environ and not is_first():
         dir = Path(os.environ[FOLDER])
         run(read(dir), dir)
-    elif resumed:
-        others = [argument for argument in arguments if argument not in resumed[:1]]
-        if others:
-            raise ValueError(
-                f"{resumed[0]} goes on with that run's own settings, without {' '.join(others)}."
-            )
-        dir = Path(resumed[0].removeprefix("resume="))
+    elif resume is not None:
+        if others := [argument for argument in arguments if argument != resume]:
+            raise ValueError(f"{resume} keeps that run's settings: {' '.join(others)} cannot be set.")
+        dir = Path(resume.removeprefix("resume="))
         run(read(dir), dir)
     else:
         named = any(argument.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for argument in arguments)
-        if not is_first():
-            if not named:
-                raise ValueError(
-                    "Several processes were started: name one folder for all, hydra.run.dir=DIR."
-                )
-            sys.argv.append("hydra.output_subdir=null")
-        Sweep.dir = None
+        if not is_first() and not named:
+            raise ValueError("Several processes are at work: name one folder for them, hydra.run.dir=DIR.")
+        # Flags first, or argparse refuses those that stand between settings.
+        sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and argument[0] != "-")
+        COMPOSED.clear()
+        Sweep.dirs.clear()
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")(job)()
+            with environment(HYDRA_FULL_ERROR="1"):  # or Hydra would exit where `answer` should see the error
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")(job)()
+            for composed in COMPOSED:
+                run(*composed)
         finally:
-            if Sweep.dir is not None:
-                show_sweep(Sweep.dir)
+            if Sweep.dirs and is_first():
+                from mtlsearch.report import sweep
+
+                sweep.show(Sweep.dirs[0])
 
 
-def is_first() -> bool:
-    """Whether this process is the first, or the only one, of a run."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+# A run
 
 
-# One run
+COMPOSED: list[tuple[Settings, Path, list[str]]] = []
+"""Settings, folder and command line of a run that waits until Hydra, which shows errors in its own way, is done."""
 
 
 def job(config: DictConfig) -> float:
-    """A run in the folder that Hydra made; what it returns is compared by a sweep."""
-    settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    return run(settings, Path(HydraConfig.get().runtime.output_dir))  # type: ignore[arg-type]
+    """One of a sweep's runs, which compares what it returns; a run alone is left for later."""
+    job = HydraConfig.get()
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    arguments = (settings, Path(job.runtime.output_dir), list(job.overrides.task))
+    if job.mode is RunMode.MULTIRUN:
+        return run(*arguments)
+    COMPOSED.append(arguments)
+    return float("nan")
 
 
-def run(settings: Settings, dir: Path) -> float:
-    """Search, evaluate and report in a folder, going on with what is there; the value of the objective."""
-    with claimed(dir, settings):
-        import mtlsearch as ms
-        from mtlsearch import report
-        from mtlsearch.namespace import rank_zero_only
+def run(settings: Settings, dir: Path, overrides: Sequence[str] = ()) -> float:
+    """Search, evaluate and report in a folder, or go on with that; the value of the objective."""
+    from mtlsearch import files
 
-        quiet()
-        datamodule, tasks, searcher = make(settings)
-        check_objective(settings["objective"], tasks)
-        finished = (dir / "metrics.json").exists()
+    if missing := OmegaConf.missing_keys(OmegaConf.create(settings)):
+        raise ValueError(f"{min(missing)} has no value yet: add {min(missing)}=VALUE.")
+    path = dir / "config.yaml"
+    if path.exists() and (changed := difference(read(dir), settings)):
+        raise ValueError(
+            f"{near(dir)} holds a run with other settings: {changed}. Name another folder, or go "
+            f"on with that run by resume={near(dir)}."
+        )
+    if not all((dir / name).exists() for name in ("metrics.json", "report.html")):
         try:
-            result = ms.search(searcher, datamodule, trainer=trainers(settings, dir), dir=dir)
-        except SystemExit as stop:  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt from stop
-        if rank_zero_only.rank == 0:
-            page = dir / "report.html"
-            if not page.exists():
-                if finished:
-                    datamodule.prepare_data()
-                    datamodule.setup("fit")
-                batch = next(iter(datamodule.val_dataloader()))
-                report.write(dir, network=result.network, tasks=tasks, batch=batch)
-            report.tables.show(result.metrics)
-            print(f"Architecture: {near(dir / 'architecture.json')}\nReport: {near(page)}", flush=True)
-        return objective(result.metrics, settings["objective"])
+            with claim(dir):
+                if is_first() and not path.exists():
+                    files.write(dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
+                    files.write(path, OmegaConf.to_yaml(settings))
+                work(settings, dir)
+        except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the one into the other
+            command = f"python -m mtlsearch.run resume={near(dir)}"
+            raise KeyboardInterrupt(f"{command} goes on after the last finished epoch.") from stop
+    metrics = json.loads((dir / "metrics.json").read_text())
+    if is_first():
+        from mtlsearch.report import tables
+
+        tables.show(metrics)
+        print(
+            f"Architecture: {near(dir / 'architecture.json')}\nReport: {near(dir / 'report.html')}",
+            flush=True,
+        )
+    return value_of(settings["objective"], metrics)
 
 
-def make(settings: Settings) -> tuple[pl.LightningDataModule, list[Task], Any]:
-    """The datamodule, its tasks and the searcher."""
+def work(settings: Settings, dir: Path) -> None:
+    """Search and report."""
+    import torch.distributed as dist
+
+    import mtlsearch as ms
+    from mtlsearch import report
+
+    quiet()
+    datamodule, searcher = make(settings)
+    finished = (dir / "metrics.json").exists()
+    result = ms.search(searcher, datamodule, trainer=trainers(settings, dir), dir=dir)
+    if is_first():
+        if finished:
+            datamodule.prepare_data()
+            datamodule.setup("fit")
+        batch = next(iter(datamodule.val_dataloader()))
+        report.write(dir, network=result.network, tasks=searcher.tasks, batch=batch)
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()  # a sweep's next job makes its own
+
+
+# Its objects
+
+
+def make(settings: Settings) -> tuple[Any, Any]:
+    """The datamodule and the searcher."""
     from mtlsearch.namespace import pl
 
-    seed = settings["seed"]
+    seed, epochs = settings["seed"], settings["epochs"]
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}.")
+    for count in epochs.values() if isinstance(epochs, dict) else [epochs]:
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"epochs must be whole numbers from 1 up, not {count!r}.")
     pl.seed_everything(seed, workers=True, verbose=False)
     datamodule = make_datamodule(settings)
     tasks = weighted(datamodule.tasks, settings["weights"])
-    backbone = build(settings["backbone"])
-    return datamodule, tasks, build(settings["searcher"], tasks, backbone, seed=seed)
+    known = ["val/loss", *(f"val/{task.name}/{metric}" for task in tasks for metric in task.metrics)]
+    if settings["objective"] not in known:
+        raise ValueError(unknown("objective", settings["objective"], known))
+    return datamodule, build(settings["searcher"], tasks, build(settings["backbone"]), seed=seed)
 
 
 def make_datamodule(settings: Settings) -> Any:
-    tasks = settings["tasks"]
-    arguments = {"head": settings["head"], "seed": settings["seed"]}
+    """The data set, called with `head`, `seed` and, unless they are null, the names of the tasks."""
+    tasks, arguments = settings["tasks"], {"head": settings["head"], "seed": settings["seed"]}
     if tasks is not None:
         arguments["tasks"] = [tasks] if isinstance(tasks, str) else tasks
     return build(settings["dataset"], **arguments)
 
 
 def build(node: Settings, *args: Any, **kwargs: Any) -> Any:
-    """Call what a node of the settings names. Arguments go round Hydra, which would rewrite them."""
+    """Call what a node of the settings names. The arguments go round Hydra, which would rewrite them."""
     target = instantiate(node, _partial_=True, _convert_="all")
     try:
         return target(*args, **kwargs)
     except TypeError as error:
-        if "argument" not in str(error) or error.__traceback__.tb_next.tb_next is not None:  # type: ignore[union-attr]
+        if "argument" not in str(error):
             raise
-        raise ValueError(f"{node['_target_']}: {error}.") from error
+        raise ValueError(f"{node['_target_']} cannot be called: {error}.") from error
 
 
 def weighted(tasks: Sequence[Task], weights: Mapping[str, float]) -> list[Task]:
-    """The tasks with the weights of their losses."""
+    """The tasks with these weights of their losses."""
     names = [task.name for task in tasks]
     if idle := [name for name, weight in weights.items() if weight != 1 and name not in names]:
-        raise ValueError(f"weights: {', '.join(idle)} is none of the tasks {', '.join(names)}.")
+        raise ValueError(f"weights.{idle[0]} is set, but the tasks are {', '.join(names)}.")
     return [replace(task, weight=weights.get(task.name, task.weight)) for task in tasks]
 
 
 def trainers(settings: Settings, dir: Path) -> Callable[[str], pl.Trainer]:
     """What makes the Trainer of a stage."""
-    from mtlsearch.namespace import pl
+    import pytorch_lightning as pl
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     def trainer(stage: str) -> pl.Trainer:
+        epochs = settings["epochs"] if stage != "evaluate" else 1
+        if isinstance(epochs, dict) and stage not in epochs:
+            raise ValueError(f"epochs has no {stage!r}: add +epochs.{stage}=N.")
         try:
             return pl.Trainer(
                 **instantiate(settings["trainer"], _convert_="all"),
-                max_epochs=epochs_of(stage, settings["epochs"]),
-                logger=make_logger(settings["logger"], stage, dir),
+                max_epochs=epochs[stage] if isinstance(epochs, dict) else epochs,
+                logger=logger(settings["logger"], stage, dir),
                 use_distributed_sampler=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -181,175 +234,148 @@ def trainers(settings: Settings, dir: Path) -> Callable[[str], pl.Trainer]:
                 num_sanity_val_steps=0,
                 log_every_n_steps=1,
                 default_root_dir=dir,
+                # A requeued job goes on by the same command in the same folder, not by Lightning's own way.
+                plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
             )
-        except pl.utilities.exceptions.MisconfigurationException as error:
+        except MisconfigurationException as error:
             raise ValueError(f"trainer: {error}") from error
 
     return trainer
 
 
-def epochs_of(stage: str, epochs: int | Mapping[str, int]) -> int:
-    if stage == "evaluate":
-        return 1
-    if isinstance(epochs, Mapping) and stage not in epochs:
-        raise ValueError(f"epochs has no {stage!r}, only {', '.join(epochs)}: add +epochs.{stage}=N.")
-    count = epochs[stage] if isinstance(epochs, Mapping) else epochs
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"epochs.{stage} must be a whole number from 1 up, not {count!r}.")
-    return count
-
-
-def make_logger(node: Settings, stage: str, dir: Path) -> Any:
-    if stage == "evaluate" or "_target_" not in node:
+def logger(node: Settings, stage: str, dir: Path) -> Any:
+    """The logger of a stage, which is the prefix of its names; none for the final evaluation."""
+    if "_target_" not in node or stage == "evaluate":
         return False
-    warnings.filterwarnings("ignore", "There is a wandb run already in progress")  # all stages log into one
     try:
         return build(node, save_dir=dir, prefix=stage)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{node['_target_']}: {error}. pip install 'mtlsearch[tensorboard]' has it."
-        ) from error
+        package = "tensorboard" if "TensorBoard" in node["_target_"] else error.name
+        raise ValueError(f"This logger needs a package that is not there: pip install {package}.") from error
 
 
-def check_objective(name: str, tasks: Sequence[Task]) -> None:
-    known = ["val/loss", *(f"val/{task.name}/{metric}" for task in tasks for metric in task.metrics)]
-    if name not in known:
-        raise ValueError(f"There is no objective {name!r}: did you mean {nearest(name, known)}?")
-
-
-def objective(metrics: Mapping[str, Any], name: str) -> float:
+def value_of(objective: str, metrics: Mapping[str, Any]) -> float:
     """The value of `val/loss` or `val/TASK/METRIC` in the content of a `metrics.json`."""
     value: Any = metrics
-    for part in name.split("/"):
+    for part in objective.split("/"):
         value = value[part]
     return float(value)
 
 
-@contextmanager
-def claimed(dir: Path, settings: Settings) -> Iterator[None]:
-    """Keep a folder, and `config.yaml` in it, to this run; what the environment was told is taken back after it."""
-    if not is_first():
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    from mtlsearch import files
-
-    environment = dict(os.environ)
-    lock = FileLock(dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"Another process is at work in {near(dir)}: wait for it, or name another folder."
-        ) from None
-    try:
-        path = dir / "config.yaml"
-        if not path.exists():
-            files.write(path, OmegaConf.to_yaml(settings))
-        elif changed := difference(read(dir), settings):
-            raise ValueError(
-                f"{near(dir)} holds a run with other settings: {changed}. Name another folder, or go on with "
-                f"that run by resume={near(dir)}."
-            )
-        os.environ[FOLDER] = str(dir.resolve())
-        yield
-    finally:
-        lock.release()
-        os.environ.clear()
-        os.environ.update(environment)
-
-
-def read(dir: Path) -> Settings:
-    """The settings of the run in a folder."""
-    path = dir / "config.yaml"
-    if (dir / "multirun.yaml").exists():
-        raise ValueError(f"{dir} is a sweep: repeat its command with hydra.sweep.dir={dir} to go on with it.")
-    if not path.exists():
-        raise ValueError(
-            f"{path} is not there: {dir} is not the folder of a run, or of one that never began."
-        )
-    return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
-
-
-def difference(old: Any, new: Any, path: str = "") -> str:
-    """The first setting in which two differ, in words; empty where there is none."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old | new:
-            if found := difference(old.get(key), new.get(key), f"{path}.{key}".lstrip(".")):
-                return found
-        return ""
-    return "" if old == new else f"{path} is {old} there and {new} here"
-
-
-def near(path: Path) -> str:
-    """A path as it is typed: relative where it lies below the working folder."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def quiet() -> None:
-    """Keep back what Lightning says about choices that are made here."""
-    import logging
+    """Keep back Lightning's remarks on what is chosen here."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(is_heard)
+    warnings.filterwarnings("ignore", "There is a wandb run already in progress")  # all stages log into one
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
-    for name in "lightning", "pytorch_lightning":
-        logging.getLogger(f"{name}.utilities.rank_zero").setLevel(logging.WARNING)
+
+def is_heard(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or Path(record.pathname).is_relative_to(PACKAGE)
+
+
+# Other users of the settings
 
 
 def compose_dataset(arguments: Sequence[str]) -> tuple[Any, Path]:
-    """The datamodule that a command line describes, for tools that look at data, and the folder it names."""
-    raise NotImplementedError
+    """The datamodule of a command line and the folder that it names, for tools that look at data.
 
-
-# Sweeps
+    Where neither tasks nor an experiment are named, all tasks are there that the data set labels.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", type=Path)
+    known, overrides = parser.parse_known_args(arguments)
+    if known.config_dir is not None:
+        overrides.append(f"hydra.searchpath=[{known.config_dir.resolve()}]")
+    if not any(override.startswith(("tasks=", "experiment=")) for override in overrides):
+        overrides.append("tasks=null")
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose("run", overrides, return_hydra_config=True)
+    dir = Path(config.hydra.run.dir)
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    settings: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return make_datamodule(settings), dir
 
 
 class Sweep(Callback):
-    """Says which of its jobs a sweep is at, and what went wrong."""
+    """Says at which of its jobs a sweep is, and which one failed."""
 
-    dir: Path | None = None
+    dirs: ClassVar[list[Path]] = []
+    """Where the sweep is that is at work."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Sweep.dir = Path(config.hydra.sweep.dir)
+        Sweep.dirs[:] = [Path(config.hydra.sweep.dir)]
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if Sweep.dirs and is_first():
+            print(f"\nJob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
 
-def show_sweep(dir: Path) -> None:
-    pass
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        if Sweep.dirs and job_return.status is JobStatus.FAILED:
+            print(f"Job {config.hydra.job.num} failed: {explain(job_return._return_value)}", flush=True)
 
 
 # Errors
 
 
 def answer(work: Callable[[], Any]) -> int:
-    """Do the work and return an exit code, with one line for what the user can mend and for Ctrl-C."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    """Do the work and return an exit code: one line for what a user can mend, and for Ctrl-C.
+
+    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown as well.
+    """
     try:
         work()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {stop}".rstrip(": "), file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not is_users(error):
+            raise
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     return 0
 
 
-def explain(error: BaseException) -> str:
-    """An error of the command line in one line."""
-    return " ".join(str(error).split())
+def is_users(error: Exception) -> bool:
+    """Whether an error is about what the user gave or has, rather than about this program."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return isinstance(error.__cause__, ValueError | TypeError | ImportError)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return error.errno == errno.ENOSPC
+    return isinstance(error, HydraException | OmegaConfBaseException | ValueError)
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The known names that are nearest to an unknown one."""
-    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.0))
+def explain(error: Any) -> str:
+    """An error in one line, with the nearest known names where one is unknown."""
+    cause = error.__cause__
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, name = str(error.missing_cfg_file).partition("/")
+        paths = (path.relative_to(CONF / group) for path in (CONF / group).rglob("*.yaml"))
+        text = unknown(group, name, [*error.options, *(str(path.with_suffix("")) for path in paths)])
+    elif isinstance(error, OverrideParseException):
+        text = f"{error.override!r} cannot be read: a setting is KEY=VALUE."
+    elif isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        known = [str(key) for key in cause.parent_node if key != "hydra" and not str(key).startswith("_")]
+        above = str(cause.full_key).removesuffix(str(cause.key))
+        text = unknown("setting", str(cause.full_key), [above + key for key in known])
+    elif isinstance(error, InstantiationException) and isinstance(cause, ValueError):
+        text = str(cause)
+    return " ".join(text.split())
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    """That a name is not known, and which come near."""
+    close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.0)
+    return f"There is no {kind} {name!r}. Near it: {', '.join(close)}."
 
 
 if __name__ == "__main__":
-    from mtlsearch.run import main as imported_main  # not as __main__, where Hydra would not find Sweep
+    from mtlsearch import run as module  # by its name, under which Hydra will find it, and not as __main__
 
-    sys.exit(imported_main())
+    sys.exit(module.main())
