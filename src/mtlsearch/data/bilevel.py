@@ -51,10 +51,12 @@ class Bilevel(pl.LightningDataModule):
     def train_dataloader(self) -> Mapping[str, DataLoader]:
         loader = self.datamodule.train_dataloader()
         dataset = getattr(loader, "dataset", None)
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+        if not indexed or loader.batch_size is None:
             raise ValueError(
-                f"Bilevel needs a DataLoader over a data set with a length, not {type(loader).__name__} over "
-                f"{type(dataset).__name__}: let train_dataloader() give {{'weights': ..., 'arch': ...}} itself."
+                "Bilevel needs a DataLoader with a batch_size over a data set with a length, not "
+                f"{type(loader).__name__} over {type(dataset).__name__}: let train_dataloader() give "
+                "{'weights': ..., 'arch': ...} itself."
             )
         settings = {"seed": self.seed, "batch_size": loader.batch_size}
         if self.redraw:
