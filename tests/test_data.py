@@ -198,7 +198,7 @@ def test_bilevel_says_what_it_needs():
     numbers = Numbers(4, 2)
     for loader in (DataLoader(Stream()), [1, 2], DataLoader(Items(4), batch_size=None)):
         numbers.train_dataloader = lambda loader=loader: loader
-        with pytest.raises(ValueError, match="Bilevel needs a DataLoader with a batch_size over a data set with a length"):
+        with pytest.raises(ValueError, match="Bilevel needs a DataLoader with a batch_size over a data set"):
             Bilevel(numbers).train_dataloader()
 
 

@@ -1,4 +1,4 @@
-"""How weights and arch parameters are trained: one group at a time, on which data, the same after a resume."""
+"""How weights and arch parameters are trained: one at a time, on which data, the same after a resume."""
 
 from functools import partial
 

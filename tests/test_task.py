@@ -2,11 +2,11 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import make_tasks
 from torchmetrics import Metric
 
 import mtlsearch as ms
 from mtlsearch.task import check_tasks, has_labels, metric_directions
+from tiny import make_tasks
 
 
 class Silent(Metric):

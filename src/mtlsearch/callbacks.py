@@ -23,8 +23,11 @@ from mtlsearch.multitask import MultiTask
 from mtlsearch.namespace import pl
 
 
-class LastCheckpoint(pl.Callback):
-    """The state after the last finished epoch, replaced in one move, so that there always is a whole one."""
+class LastCheckpoint(pl.callbacks.Checkpoint):
+    """The state after the last finished epoch, replaced in one move, so that there always is a whole one.
+
+    Being a Checkpoint it comes after all else at the end of an epoch, so that no error there is passed over.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +70,7 @@ class Curves(pl.Callback):
         self.stage = stage
         self.rows: list[dict[str, Any]] = []
 
-    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.path.exists():
             with self.path.open(newline="") as file:
                 self.rows = [

@@ -49,7 +49,7 @@ class Lockstep(nn.Module):
                 further; the first of `tasks` are those that stay to the end.
         """
         image = self.backbone.normalize(image)
-        self._pass.tasks, self._pass.exchange = list(tasks), exchange
+        self._pass.tasks, self._pass.size, self._pass.exchange = list(tasks), len(tasks), exchange
         try:
             features = self.backbone.model(torch.cat([image] * len(tasks)))
         finally:
@@ -59,9 +59,13 @@ class Lockstep(nn.Module):
 
 
 class _Pass:
-    """What one forward pass carries past the model's own code, which hands on one tensor only."""
+    """What one forward pass carries past the model's own code, which hands on one tensor only.
+
+    `tasks` are those that still run, `size` counts those that the stack has room for.
+    """
 
     tasks: list[str]
+    size: int
     exchange: Exchange | None = None
 
 
@@ -76,12 +80,14 @@ class Copies(nn.Module):
 
     def forward(self, stacked: Tensor) -> Tensor:
         run = self._run
-        parts = stacked.chunk(len(run.tasks))
+        parts = stacked.chunk(run.size)
         outputs = {task: self.copies[task](part) for task, part in zip(run.tasks, parts)}
         if self.layer is not None and run.exchange is not None:
             outputs = run.exchange(self.layer, outputs)
             run.tasks = list(outputs)
-        return torch.cat(list(outputs.values()))
+        rows = list(outputs.values())
+        # A task that is done leaves zeros: a ViT reshapes at its end by the batch size of its beginning.
+        return torch.cat(rows + [torch.zeros_like(rows[0])] * (run.size - len(rows)))
 
 
 def _units(model: nn.Module, nodes: Mapping[str, int]) -> list[str]:
