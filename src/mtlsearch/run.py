@@ -94,7 +94,7 @@ def dispatch() -> None:
 
 
 COMPOSED: list[tuple[Settings, Path, list[str]]] = []
-"""Settings, folder and command line of a run that waits until Hydra, which shows errors in its own way, is done."""
+"""Settings, folder and command line of the run to make once Hydra, which shows errors its own way, is done."""
 
 
 def job(config: DictConfig) -> float:
