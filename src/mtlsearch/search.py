@@ -15,7 +15,7 @@ from torch import nn
 from mtlsearch import callbacks, files
 from mtlsearch.architecture import Architecture
 from mtlsearch.cost import cost
-from mtlsearch.multitask import MultiTask
+from mtlsearch.multitask import Batch, MultiTask
 from mtlsearch.namespace import check_trainer, pl, rank_zero_info
 from mtlsearch.searcher import Searcher
 from mtlsearch.task import Task, metric_directions
@@ -73,7 +73,7 @@ def search(
     evaluator = trainer("evaluate")
     metrics = evaluate_all(searcher, network, datamodule, evaluator)
     if evaluator.is_global_zero:
-        image = _one_image(datamodule)
+        image = _one_image(datamodule, searcher.unpack)
         metrics["cost"] = cost(network.cpu(), image, [task.name for task in searcher.tasks])
         metrics["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
         files.write(dir / "architecture.json", architecture.to_json())
@@ -102,10 +102,13 @@ def evaluate_all(
 ) -> Metrics:
     """Metrics of the finished network on validation and test data; for a search, of its supernet too, and of
     samples of its architecture on validation data."""
-    tasks = searcher.tasks
-    metrics: Metrics = evaluate(network, tasks, datamodule, trainer)
+
+    def measure(network: nn.Module, splits: Sequence[str] = ("val", "test")) -> Metrics:
+        return evaluate(network, searcher.tasks, datamodule, trainer, splits=splits, unpack=searcher.unpack)
+
+    metrics = measure(network)
     if isinstance(searcher, Searcher):
-        metrics["supernet"] = evaluate(searcher.net, tasks, datamodule, trainer)
+        metrics["supernet"] = measure(searcher.net)
         generator = torch.Generator().manual_seed(searcher.seed)
         known: dict[str, Any] = {searcher.derive().to_json(): metrics["val"]}
         metrics["samples"] = []
@@ -113,10 +116,9 @@ def evaluate_all(
             sample = searcher.net.sample(generator)
             key = sample.to_json()
             if key not in known:
-                sampled = searcher.net.extract(sample)
-                known[key] = evaluate(sampled, tasks, datamodule, trainer, ("val",))["val"]
+                known[key] = measure(searcher.net.extract(sample), splits=("val",))["val"]
             metrics["samples"].append(known[key])
-    metrics["directions"] = metric_directions(tasks)
+    metrics["directions"] = metric_directions(searcher.tasks)
     return metrics
 
 
@@ -125,10 +127,12 @@ def evaluate(
     tasks: Sequence[Task],
     datamodule: pl.LightningDataModule,
     trainer: pl.Trainer,
+    *,
     splits: Sequence[str] = ("val", "test"),
+    unpack: Callable[[Any], Batch] | None = None,
 ) -> Metrics:
     """{"val": {task: {metric: number}, "loss": number}, "test": ...} of a network."""
-    module = MultiTask(network, tasks)
+    module = MultiTask(network, tasks, unpack=unpack)
     metrics: Metrics = {}
     for split in splits:
         if split == "test" and not _has(datamodule, "test_dataloader"):
@@ -146,11 +150,14 @@ def evaluate(
 
 
 def read_architecture(dir: Path) -> Architecture:
-    """The architecture of the run in a folder; a ValueError that says what is missing."""
+    """The architecture of the run in a folder; a ValueError that says what is missing or wrong."""
     path = dir / "architecture.json"
     if not path.exists():
         raise ValueError(f"{path} is not there: {dir} is not the folder of a finished run.")
-    return Architecture.from_json(path.read_text())
+    try:
+        return Architecture.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def load(dir: str | Path, tasks: Sequence[Task] | None = None, backbone: Any = None) -> nn.Module:
@@ -186,7 +193,10 @@ def _has(datamodule: pl.LightningDataModule, hook: str) -> bool:
     return getattr(type(datamodule), hook) is not getattr(pl.LightningDataModule, hook)
 
 
-def _one_image(datamodule: pl.LightningDataModule) -> torch.Tensor:
+def _one_image(
+    datamodule: pl.LightningDataModule, unpack: Callable[[Any], Batch] | None = None
+) -> torch.Tensor:
     loader: Any = datamodule.val_dataloader()
-    image: torch.Tensor = next(iter(loader))["image"][:1]
+    batch = next(iter(loader))
+    image: torch.Tensor = (unpack(batch) if unpack is not None else batch)["image"][:1]
     return image.cpu()

@@ -91,8 +91,9 @@ class FusionArchitecture(Architecture):
         if self.activation not in ("relu", None):
             raise ValueError(f"activation must be 'relu' or null, not {self.activation!r}.")
         for node in self.nodes:
-            if not isinstance(node, dict) or node.keys() != {"path", "stage"}:
-                raise ValueError(f"A node must have a path and a stage, not {node!r}.")
+            types = {key: type(value) for key, value in node.items()} if isinstance(node, dict) else None
+            if types != {"path": str, "stage": int}:
+                raise ValueError(f"A node must have a path and a stage, a number, not {node!r}.")
         candidates = [self._edge(entry, {"probability"}) for entry in self.candidates]
         for entry in self.edges:
             if self._edge(entry, set()) not in candidates:
@@ -102,9 +103,9 @@ class FusionArchitecture(Architecture):
         if not isinstance(entry, dict) or entry.keys() - further != set(Edge._fields):
             raise ValueError(f"An edge must have {', '.join(Edge._fields)}, not {entry!r}.")
         edge = Edge(*(entry[field] for field in Edge._fields))
-        layers = range(len(self.nodes))
-        valid = edge.task in self.tasks and edge.source_task in self.tasks and edge.task != edge.source_task
-        if not (valid and edge.layer in layers and edge.source_layer in layers[: edge.layer + 1]):
+        valid = [type(value) for value in edge] == [str, int, str, int]
+        valid = valid and {edge.task, edge.source_task} <= set(self.tasks) and edge.task != edge.source_task
+        if not (valid and 0 <= edge.source_layer <= edge.layer < len(self.nodes)):
             raise ValueError(f"The edge {entry} names no such task or layer, or reads from a later layer.")
         return edge
 
@@ -116,7 +117,12 @@ class FusionArchitecture(Architecture):
         if backbone is None:
             if self.backbone is None:
                 raise ValueError("The backbone is not a timm model: pass it as `backbone=`.")
-            backbone = load(self.backbone["name"], **{**self.backbone["arguments"], "pretrained": False})
+            # Nothing but the structure comes from the file: timm would unpickle a checkpoint.
+            arguments = {**self.backbone["arguments"], "pretrained": False, "checkpoint_path": None}
+            try:
+                backbone = load(self.backbone["name"], **arguments)
+            except Exception as error:
+                raise ValueError(f"The backbone {self.backbone} cannot be built: {error}") from error
         paths = [node["path"] for node in self.nodes]
         if paths != [node.path for node in backbone.nodes]:
             raise ValueError(
