@@ -195,9 +195,15 @@ class TestSplits:
         assert sorted(chain(*drawn.values())) == [f"{i:02}" for i in range(10)]
         assert names(Folder(root, labels=SEMANTIC, seed=7)) == drawn
         assert names(Folder(root, labels=SEMANTIC, split_seed=1)) != drawn
-        fractions = {"train": 0.2, "val": 0.79, "test": 0.01}
-        counts = [len(of) for of in names(Folder(root, labels=SEMANTIC, splits=fractions)).values()]
-        assert counts == [1, 8, 1]
+
+    @pytest.mark.parametrize(
+        "fractions, counts",
+        [((0.2, 0.79, 0.01), [1, 8, 1]), ((0.01, 0.5, 0.49), [1, 5, 4]), ((0.98, 0.01, 0.01), [8, 1, 1])],
+    )
+    def test_fractions(self, root, fractions, counts):
+        splits = dict(zip(("train", "val", "test"), fractions, strict=True))
+        drawn = names(Folder(root, labels=SEMANTIC, splits=splits))
+        assert [len(of) for of in drawn.values()] == counts
 
     def test_folders_with_other_names(self, tmp_path):
         for split, count in {"training": 3, "val": 2, "testing": 1}.items():

@@ -141,15 +141,13 @@ def _draw(
     names: list[str], fractions: Mapping[str, Any], seed: int, problems: list[str]
 ) -> dict[str, list[str]]:
     """The names divided at random by their fractions, with at least one for each split."""
-    if (
-        set(fractions) != set(SPLITS)
-        or min(fractions.values()) <= 0
-        or abs(sum(fractions.values()) - 1) > 1e-6
-    ):
-        raise ValueError(f"splits must be fractions of train, val and test that sum to 1: found {fractions}.")
-    if len(names) < len(SPLITS):
-        problems.append(f"Images: found {len(names)}, expected at least one each for train, val and test.")
-    val, test = (max(1, round(fractions[split] * len(names))) for split in ("val", "test"))
+    if min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+        raise ValueError(f"splits must be positive fractions that sum to 1: found {dict(fractions)}.")
+    count = len(names)
+    if count < len(SPLITS):
+        problems.append(f"Images: found {count}, expected at least one each for train, val and test.")
+    val = max(1, min(round(fractions["val"] * count), count - 2))
+    test = max(1, min(round(fractions["test"] * count), count - 1 - val))
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     drawn = {"val": order[:val], "test": order[val : val + test], "train": order[val + test :]}
     return {split: sorted(drawn[split]) for split in SPLITS}
