@@ -32,9 +32,9 @@ class PlainFusion(nn.Module):
 
     def __init__(self, fusion: Fusion) -> None:
         super().__init__()
-        channels, width = fusion.weight.shape
-        self.conv = nn.Conv2d(width, channels, 1, bias=False)
-        self.conv.weight.data = fusion.weight.data.clone()[:, :, None, None]
+        weight = torch.cat([part.data for part in fusion.weights], dim=1)
+        self.conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False)
+        self.conv.weight.data = weight[:, :, None, None]
         self.norm = copy.deepcopy(fusion.norm)
 
     def forward(self, own: Tensor, sources: Sequence[Tensor], gates: Sequence[Tensor]) -> Tensor:

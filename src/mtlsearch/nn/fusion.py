@@ -40,23 +40,23 @@ class Fusion(nn.Module):
         super().__init__()
         self.activation = activation
         self.axis = axis
-        self.widths = [channels, *sources]
-        self.weight = nn.Parameter(torch.empty(channels, sum(self.widths)))
-        if init_w_ti == "random":
-            nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        else:
+        shares = [1.0] + [0.0] * len(sources)
+        if init_w_ti != "random":
             shares = [float(init_w_ti)] + [(1 - float(init_w_ti)) / max(len(sources), 1)] * len(sources)
-            blocks = [share * torch.eye(channels, width) for share, width in zip(shares, self.widths)]
-            self.weight.data = torch.cat(blocks, dim=1)
+        weights = [share * torch.eye(channels, width) for share, width in zip(shares, [channels, *sources])]
+        if init_w_ti == "random":
+            bound = sum(weight.shape[1] for weight in weights) ** -0.5
+            weights = [nn.init.uniform_(weight, -bound, bound) for weight in weights]
+        self.weights = nn.ParameterList(weights)
         self.norm = (nn.BatchNorm2d if axis == 1 else nn.BatchNorm1d)(channels, momentum=momentum)
-        self.lr_factors = self.norm.lr_factors = {"weight": lr_factor, "bias": lr_factor}
+        self.weights.lr_factors = {str(i): lr_factor for i in range(len(weights))}
+        self.norm.lr_factors = {"weight": lr_factor, "bias": lr_factor}
 
     def keep(self, sources: Sequence[int]) -> None:
         """Drop the weights of all sources but these, given by their position."""
-        blocks = self.weight.data.split(self.widths, dim=1)
-        kept = [0, *(i + 1 for i in sources)]
-        self.weight = nn.Parameter(torch.cat([blocks[i] for i in kept], dim=1))
-        self.widths = [self.widths[i] for i in kept]
+        factors = self.weights.lr_factors
+        self.weights = nn.ParameterList([self.weights[0], *(self.weights[i + 1] for i in sources)])
+        self.weights.lr_factors = dict(list(factors.items())[: len(self.weights)])
 
     def forward(self, own: Tensor, sources: Sequence[Tensor], gates: Tensor | None = None) -> Tensor:
         """Features in the shape of `own`.
@@ -66,7 +66,7 @@ class Fusion(nn.Module):
             sources: the others' in the same layout and size, before their own fusion.
             gates: (number of sources,), each in [0, 1]; None: all are 1.
         """
-        mixed = gated_product(self.weight, gates, [own, *sources], self.axis)
+        mixed = gated_product(list(self.weights), gates, [own, *sources], self.axis)
         if self.axis == 1:
             mixed = self.norm(mixed)
         else:
@@ -74,110 +74,91 @@ class Fusion(nn.Module):
         return mixed.relu_() if self.activation else mixed
 
 
-def gated_product(weight: Tensor, gates: Tensor | None, maps: Sequence[Tensor], axis: int) -> Tensor:
+def gated_product(
+    weights: Sequence[Tensor], gates: Tensor | None, maps: Sequence[Tensor], axis: int
+) -> Tensor:
     """The 1x1 convolution of the concatenation of maps[0] and gates[j] * maps[j + 1].
 
     The same number as scaling, concatenating and convolving, but a product a map is accumulated instead and
-    nothing is kept for the backward pass beside the weight, the gates and the maps, which exist anyway. The
+    nothing is kept for the backward pass beside the weights, the gates and the maps, which exist anyway. The
     gates' gradient needs no weight gradient.
 
     Args:
-        weight: (C_out, sum of the maps' channels).
+        weights: the convolution's kernel, a part for each map (C_out, C_j).
         gates: (len(maps) - 1,) or None for ones.
         maps: each (B, C_j, H, W) with `axis` 1, or (..., C_j) with `axis` -1.
     """
-    device = weight.device.type
+    device = maps[0].device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        weight, maps = weight.to(dtype), [m.to(dtype) for m in maps]
-    channels_last = axis == -1 or maps[0].is_contiguous(memory_format=torch.channels_last)
-    if axis == 1 and channels_last:
-        return _product(weight, gates, [m.movedim(1, -1) for m in maps]).movedim(-1, 1)
-    if channels_last:
-        return _product(weight, gates, maps)
-    batch, _, height, width = maps[0].shape
-    return _product(weight, gates, [m.flatten(2) for m in maps], first=True).view(batch, -1, height, width)
-
-
-def _product(weight: Tensor, gates: Tensor | None, maps: Sequence[Tensor], *, first: bool = False) -> Tensor:
-    result: Tensor = _GatedProduct.apply(weight, gates, first, *maps)
-    return result
+        weights, maps = [w.to(dtype) for w in weights], [m.to(dtype) for m in maps]
+    shape = maps[0].shape
+    if axis == -1:
+        maps = [m.flatten(1, -2).mT.unsqueeze(-1) for m in maps]
+    result: Tensor = _GatedProduct.apply(len(maps), gates, *weights, *maps)
+    return result if axis == 1 else result.squeeze(-1).mT.reshape(*shape[:-1], -1)
 
 
 class _GatedProduct(torch.autograd.Function):
-    """`first`: maps are (B, C, N), else (..., C)."""
+    """Of maps (B, C_j, H, W); the first has no gate."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, gates: Tensor | None, first: bool, *maps: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, gates, *maps)
-        ctx.first = first
-        with torch.autocast(weight.device.type, enabled=False):
-            blocks = _scaled(weight, gates, maps, first)
-            if first:
-                result = blocks[0] @ maps[0]
-                for block, source in zip(blocks[1:], maps[1:]):
-                    result.baddbmm_(block.expand(len(source), *block.shape), source)
-                return result
-            result = _rows(maps[0]) @ blocks[0].T
-            for block, source in zip(blocks[1:], maps[1:]):
-                result.addmm_(_rows(source), block.T)
-            return result.view(*maps[0].shape[:-1], len(weight))
+    def forward(ctx: Any, count: int, gates: Tensor | None, *tensors: Tensor) -> Tensor:
+        ctx.count = count
+        ctx.save_for_backward(gates, *tensors)
+        weights, maps = tensors[:count], tensors[count:]
+        result = _product(maps[0], weights[0])
+        for i in range(1, count):
+            product = _product(maps[i], weights[i])
+            result = result.add_(product) if gates is None else result.addcmul_(product, gates[i - 1])
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, gates, *maps = ctx.saved_tensors
-        first, needs = ctx.first, ctx.needs_input_grad
-        grad = grad.contiguous()
-        plain = weight.split([_width(m, first) for m in maps], dim=1)
-        scales = [None, *gates.to(weight.dtype).unbind()] if gates is not None else [None] * len(maps)
-        grad_weights, grad_gates, grad_maps = [], [], []
-        with torch.autocast(weight.device.type, enabled=False):
-            for block, scale, source, needed in zip(plain, scales, maps, needs[3:]):
-                gate_needed = needs[1] and scale is not None
-                back = None
-                if gate_needed:
-                    back = _back(grad, block, first)
-                    grad_gates.append(torch.dot(back.reshape(-1), source.reshape(-1)))
-                    back = back.mul_(scale) if needed else None
-                elif needed:
-                    back = _back(grad, block if scale is None else block * scale, first)
-                grad_maps.append(back)
-                if needs[0]:
-                    outer = _outer(grad, source, first)
-                    grad_weights.append(outer if scale is None else outer.mul_(scale))
-        return (
-            torch.cat(grad_weights, dim=1) if needs[0] else None,
-            torch.stack(grad_gates).to(gates.dtype) if needs[1] and gates is not None else None,
-            None,
-            *grad_maps,
-        )
+        gates, *tensors = ctx.saved_tensors
+        weights, maps = tensors[: ctx.count], tensors[ctx.count :]
+        _, gates_needed, *needed = ctx.needs_input_grad
+        weights_needed, maps_needed = needed[: ctx.count], needed[ctx.count :]
+        grad_weights: list[Tensor | None] = []
+        grad_maps: list[Tensor | None] = []
+        grad_gates: list[Tensor] = []
+        for i, (weight, source) in enumerate(zip(weights, maps)):
+            gate = gates[i - 1] if gates is not None and i > 0 else None
+            back = None
+            if maps_needed[i] or (gates_needed and gate is not None):
+                back = _product(grad, weight.T)
+                if gate is not None:
+                    if gates_needed:
+                        grad_gates.append(torch.dot(_rows(back).ravel(), _rows(source).ravel()))
+                    back.mul_(gate)
+            outer = _outer(grad, source) if weights_needed[i] else None
+            grad_maps.append(back)
+            grad_weights.append(outer if outer is None or gate is None else outer.mul_(gate))
+        return None, torch.stack(grad_gates) if grad_gates else None, *grad_weights, *grad_maps
 
 
-def _width(source: Tensor, first: bool) -> int:
-    return source.shape[1 if first else -1]
+def _product(source: Tensor, weight: Tensor) -> Tensor:
+    """weight (O, C) applied to the channels of a map (B, C, H, W)."""
+    batch, channels, height, width = source.shape
+    with torch.autocast(source.device.type, enabled=False):
+        if 2 * batch * height * width < channels:  # a copy of the weight would cost more than the product
+            rows = _rows(source) @ weight.T
+            return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        # The dilation changes nothing, but sends small batches on a CPU to the faster of torch's libraries.
+        dilation = 2 if source.device.type == "cpu" else 1
+        return F.conv2d(source, weight.contiguous()[:, :, None, None], dilation=dilation)
+
+
+def _outer(grad: Tensor, source: Tensor) -> Tensor:
+    """The gradient with respect to the weight that was applied to `source`."""
+    with torch.autocast(source.device.type, enabled=False):
+        return _rows(grad).T @ _rows(source)
 
 
 def _rows(source: Tensor) -> Tensor:
-    return source.reshape(-1, source.shape[-1])
-
-
-def _scaled(weight: Tensor, gates: Tensor | None, maps: Sequence[Tensor], first: bool) -> list[Tensor]:
-    """The weight's block for each map, times its gate."""
-    blocks = list(weight.split([_width(m, first) for m in maps], dim=1))
-    if gates is None:
-        return blocks
-    return blocks[:1] + [block * gate for block, gate in zip(blocks[1:], gates.to(weight.dtype).unbind())]
-
-
-def _back(grad: Tensor, block: Tensor, first: bool) -> Tensor:
-    """The gradient with respect to a map that went through `block`."""
-    return block.T @ grad if first else (_rows(grad) @ block).view(*grad.shape[:-1], block.shape[1])
-
-
-def _outer(grad: Tensor, source: Tensor, first: bool) -> Tensor:
-    """The gradient with respect to the block that `source` went through."""
-    return (grad @ source.mT).sum(0) if first else _rows(grad).T @ _rows(source)
+    """A map as (B H W, C): a view where the channels are last in memory."""
+    return source.permute(0, 2, 3, 1).reshape(-1, source.shape[1])
 
 
 def resize(source: Tensor, like: Tensor, axis: int) -> Tensor:

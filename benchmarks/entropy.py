@@ -1,0 +1,116 @@
+"""What the minimum-entropy term does: γ = 0 and 10, w_TI = 0.5 and 1, the same data, steps and learning rates.
+
+ResNet-18 on rendered scenes, semantic and normals. Each seed trains its single-task networks once; from them start
+a longer single-task training, the all-edges supernet and the four searches. Finished runs are not repeated.
+
+    python benchmarks/entropy.py [--seeds 0 1 2] [--dir runs/entropy] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import mtlsearch as ms
+from mtlsearch.data.scenes import Scenes
+
+SINGLE, SEARCH = 7, 9  # epochs: 259 steps of 16 images, then 162 steps of 16 + 16
+OPTIMIZER = partial(torch.optim.AdamW, lr=2e-3, fused=True)
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "supernet, all edges, w_TI 0.5": {"all_edges": True, "init_w_ti": 0.5},
+    **{
+        f"γ = {gamma:g}, w_TI {w_ti}": {"entropy_weight": gamma, "init_w_ti": w_ti}
+        for gamma in (10.0, 0.0)
+        for w_ti in (1.0, 0.5)
+    },
+}
+COLUMNS = {"mIoU": ("semantic", "miou", 1), "angle": ("normals", "mean_angle", 1)}
+
+
+def trainer(stage: str) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs={"single_task": SINGLE, "search": SEARCH, "more": SEARCH}.get(stage, 1),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=SEARCH,
+        accelerator="cpu",
+    )
+
+
+def run(seed: int, dir: Path) -> None:
+    """All systems of one seed."""
+    data = Scenes(seed=seed)
+    single = dir / f"seed{seed}" / "single_task"
+    settings: dict[str, Any] = {"backbone": "resnet18", "optimizer": OPTIMIZER, "seed": seed}
+    network = ms.search(ms.SingleTask(data.tasks, **settings), data, trainer=trainer, dir=single).network
+    more = ms.SingleTask(data.tasks, stage="more", **settings)
+    more.net.load_state_dict(network.state_dict())
+    ms.search(more, data, trainer=trainer, dir=dir / f"seed{seed}" / "single_task, as many steps more")
+    for name, system in SYSTEMS.items():
+        searcher = ms.MTLNAS(data.tasks, init=single, **settings, **system)
+        ms.search(searcher, data, trainer=trainer, dir=dir / f"seed{seed}" / name)
+
+
+def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
+    """Per system, mean and standard deviation over seeds, on validation data."""
+    table = []
+    for name in ("single_task", "single_task, as many steps more", *SYSTEMS):
+        row: dict[str, Any] = {"system": name}
+        runs = [dir / f"seed{seed}" / name for seed in seeds]
+        metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
+        for kind in ("supernet", "derived"):
+            for column, (task, metric, _) in COLUMNS.items():
+                values = [
+                    m["supernet"]["val"][task][metric] if kind == "supernet" else m["val"][task][metric]
+                    for m in metrics
+                    if kind == "derived" or "supernet" in m
+                ]
+                if values:
+                    row[f"{kind} {column}"] = spread(values)
+        architectures = [json.loads((run / "architecture.json").read_text()) for run in runs]
+        searched = [[c["probability"] for c in a["candidates"] if "probability" in c] for a in architectures]
+        if all(searched):
+            near = [sum(min(p, 1 - p) <= 0.05 for p in ps) / len(ps) for ps in searched]
+            row["within 0.05 of 0 or 1"] = f"{min(near):.0%} to {max(near):.0%}"
+            row["edges"] = ", ".join(f"{len(a['edges'])}/{len(a['candidates'])}" for a in architectures)
+            samples = [s[COLUMNS["mIoU"][0]]["miou"] for m in metrics for s in m["samples"]]
+            if samples:
+                row["spread of samples, mIoU"] = f"{statistics.pstdev(samples):.3f}"
+        table.append(row)
+    return table
+
+
+def spread(values: list[float]) -> str:
+    digits = 3 if max(values) < 1 else 2
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--dir", type=Path, default=Path("runs/entropy"))
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        run(seed, arguments.dir)
+    results = rows(arguments.seeds, arguments.dir)
+    names = list(dict.fromkeys(name for row in results for name in row))
+    table = Table(*names, title="MTL-NAS on scenes, ResNet-18, validation, mean ± deviation over seeds")
+    for row in results:
+        table.add_row(*(row.get(name, "") for name in names))
+    Console(width=180).print(table)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"seeds": arguments.seeds, "rows": results}, indent=1) + "\n")
