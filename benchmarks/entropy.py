@@ -57,7 +57,7 @@ def run(seed: int, dir: Path) -> None:
     network = ms.search(ms.SingleTask(data.tasks, **settings), data, trainer=trainer, dir=single).network
     more = ms.SingleTask(data.tasks, stage="more", **settings)
     more.net.load_state_dict(network.state_dict())
-    ms.search(more, data, trainer=trainer, dir=dir / f"seed{seed}" / "single_task, as many steps more")
+    ms.search(more, data, trainer=trainer, dir=dir / f"seed{seed}" / "single_task, as many epochs more")
     for name, system in SYSTEMS.items():
         searcher = ms.MTLNAS(data.tasks, init=single, **settings, **system)
         ms.search(searcher, data, trainer=trainer, dir=dir / f"seed{seed}" / name)
@@ -66,7 +66,7 @@ def run(seed: int, dir: Path) -> None:
 def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
     """Per system, mean and standard deviation over seeds, on validation data."""
     table = []
-    for name in ("single_task", "single_task, as many steps more", *SYSTEMS):
+    for name in ("single_task", "single_task, as many epochs more", *SYSTEMS):
         row: dict[str, Any] = {"system": name}
         runs = [dir / f"seed{seed}" / name for seed in seeds]
         metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
