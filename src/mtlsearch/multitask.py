@@ -116,6 +116,7 @@ class MultiTask(pl.LightningModule):
         self._seen = {task.name: torch.zeros((), device=self.device) for task in self.tasks}
 
     def on_train_epoch_end(self) -> None:
+        average_buffers(self.net)
         for name, count in self._seen.items():
             if not count:
                 raise ValueError(
@@ -226,6 +227,7 @@ class MultiTask(pl.LightningModule):
     # Evaluation.
 
     def on_validation_epoch_start(self) -> None:
+        average_buffers(self.net)
         self._reset_metrics("val")
 
     def on_test_epoch_start(self) -> None:
@@ -310,6 +312,15 @@ def _metrics(tasks: Iterable[Task]) -> nn.ModuleDict:
             for task in tasks
         }
     )
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Give every process the mean of all processes' buffers: each has running statistics of its own."""
+    if dist.is_available() and dist.is_initialized():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= dist.get_world_size()
 
 
 def _bare(optimizers: Any) -> list[Any]:

@@ -1,0 +1,123 @@
+"""Two processes search as one would: the same arch parameters on both, and the same step as one process's.
+
+Both processes are started once; each runs every case below and leaves what it ended with in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+
+import pytest
+import torch
+from torch import multiprocessing, nn
+
+import mtlsearch as ms
+from mtlsearch.namespace import pl
+from tiny import SGD, TinyData, ToySearcher, make_tasks, make_trainer
+
+
+class FrozenNorms(pl.Callback):
+    """BatchNorm by its running statistics, which do not move, so that a batch may be cut in two."""
+
+    def on_train_epoch_start(self, trainer, module):
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+
+
+def toy(**arguments):
+    return ToySearcher(**{"relaxation": "concrete", "arch_optimizer": partial(SGD, lr=1.0), **arguments})
+
+
+def convnext(**arguments):
+    tasks = make_tasks("semantic", "depth", "normals")
+    space = {"within_stage": False, "max_distance": 1, "single_task": False, "init_w_ti": 0.7}
+    optimizers = {"optimizer": SGD, "arch_optimizer": partial(SGD, lr=1.0)}
+    return ms.MTLNAS(
+        tasks, "test_convnext", relaxation="concrete", logits_std=0.5, **space, **optimizers, **arguments
+    )
+
+
+def adam(**arguments):
+    return ms.MTLNAS(make_tasks(), "test_resnet", relaxation="concrete", single_task=False, **arguments)
+
+
+# By case: the searcher, and the training images that lack a label. Each rank sees two images a step, so one
+# labelled image means that in every step a rank, or both, has none.
+CASES = {
+    "all labelled": (toy, {}),
+    "a rank without labels": (toy, {"depth": (0, 1, 2, 3, 4, 5, 6)}),
+    "accumulated and clipped": (partial(toy, accumulate=2, clip=0.05), {"semantic": (1, 2, 5)}),
+    "a backbone": (convnext, {"depth": (0, 3, 4, 7), "normals": (1, 2, 3, 4, 5, 6, 7)}),
+    "norms at work, Adam": (adam, {"depth": (0, 1, 2, 3, 4, 5, 6)}),
+}
+
+
+def train(case, batch_size, **trainer):
+    make, missing = CASES[case]
+    searcher = make()
+    data = TinyData(searcher.tasks, batch_size=batch_size, missing=missing, sizes=(8, 5, 3))
+    callbacks = [] if make is adam else [FrozenNorms()]
+    trainer = make_trainer(2, callbacks=callbacks, **trainer)
+    trainer.fit(searcher, searcher.train_data(data))
+    values = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return {"state": searcher.net.state_dict(), "metrics": values, "derived": searcher.derive().to_json()}
+
+
+def work(rank, port, folder):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    two = {"strategy": "ddp_find_unused_parameters_true", "devices": 2}
+    for case in CASES:
+        torch.manual_seed(rank)
+        torch.save(train(case, 2, **two), folder / f"{case}-{rank}.pt")
+    searcher = toy()
+    result = ms.search(
+        searcher,
+        TinyData(searcher.tasks, batch_size=2),
+        trainer=lambda stage: make_trainer(1, **two),
+        dir=folder / "run",
+    )
+    torch.save(result.metrics, folder / f"run-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folder of what two processes ended with."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work, (port, folder), nprocs=2)
+    return folder
+
+
+def ended(folder, case):
+    return [torch.load(folder / f"{case}-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_ranks_end_with_the_same_arch_parameters_weights_and_statistics(both, case):
+    one, two = ended(both, case)
+    assert any(name.endswith("logits") for name in one["state"])
+    for name in one["state"]:
+        assert torch.equal(one["state"][name], two["state"][name]), name
+    assert one["derived"] == two["derived"] and one["metrics"] == two["metrics"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] is not adam])
+def test_two_processes_equal_one_with_the_same_global_batch(both, case):
+    two, one = ended(both, case)[0], train(case, 4)
+    for name, value in one["state"].items():
+        torch.testing.assert_close(two["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
+
+
+def test_the_first_of_two_processes_writes_the_run(both):
+    first, second = (torch.load(both / f"run-{rank}.pt", weights_only=True) for rank in range(2))
+    assert first["val"] == second["val"] and "cost" in first
+    files = {path.name for path in (both / "run").iterdir()}
+    assert files == {"architecture.json", "model.safetensors", "metrics.json", "metrics.csv", "search"}
