@@ -3,6 +3,7 @@
 import csv
 from itertools import count
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -31,6 +32,21 @@ def test_the_last_checkpoint_is_of_the_last_finished_epoch(tmp_path):
     assert content["epoch"] == 1 and content["global_step"] == 2 * 2 * 2
     assert len(content["optimizer_states"]) == 2
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_checkpoints_are_apart_but_for_the_first_and_the_last(tmp_path):
+    path = tmp_path / "last.ckpt"
+
+    class Epochs(pl.Callback):
+        seen: ClassVar[list[int]] = []
+
+        def on_train_epoch_start(self, trainer, module):
+            if path.exists():
+                Epochs.seen.append(torch.load(path, weights_only=True)["epoch"])
+
+    fit(ToySearcher(), LastCheckpoint(path, seconds=3600), Epochs(), max_epochs=4)
+    assert Epochs.seen == [0, 0, 0]
+    assert torch.load(path, weights_only=True)["epoch"] == 3
 
 
 def test_a_checkpoint_that_fails_in_the_middle_leaves_the_old_one(tmp_path, monkeypatch):
@@ -112,10 +128,12 @@ def test_the_clock_counts_the_seconds_before_a_resume(tmp_path, monkeypatch):
     clock = Clock()
     with pytest.raises(Killed):
         fit(ToySearcher(), clock, LastCheckpoint(path), Stop(2), max_epochs=3)
-    assert clock.seconds == 20  # two epochs of ten seconds
+    assert (
+        clock.seconds == 40
+    )  # ten a look at the clock: one for the first epoch, three with the checkpoint's two
     again = Clock()
     fit(ToySearcher(), again, max_epochs=3, resume=path)
-    assert again.seconds == 30
+    assert again.seconds == 50
 
 
 def test_the_bar_prints_a_line_where_there_is_no_terminal(tmp_path, capsys):

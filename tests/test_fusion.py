@@ -18,7 +18,7 @@ def plain(weights, gates, maps, axis):
 def inputs(layout, size=(5, 7), widths=(6, 4, 6)):
     torch.manual_seed(0)
     shape = {"tokens": (2, size[0]), "last": (2, *size)}.get(layout)
-    maps = [torch.randn(*(shape + (c,) if shape else (2, c, *size)), dtype=torch.double) for c in widths]
+    maps = [torch.randn(*((*shape, c) if shape else (2, c, *size)), dtype=torch.double) for c in widths]
     if layout == "channels_last":
         maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
     weights = [torch.randn(6, width, dtype=torch.double).requires_grad_() for width in widths]

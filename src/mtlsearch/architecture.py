@@ -45,7 +45,7 @@ class Architecture(ABC):
             backbone: needed where it is not a timm model.
         """
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027, a kind may have nothing to check
         """Raise a ValueError that names a field whose value makes no sense."""
 
     def to_json(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
 import time
 from pathlib import Path
@@ -24,19 +25,30 @@ from mtlsearch.namespace import pl
 
 
 class LastCheckpoint(pl.callbacks.Checkpoint):
-    """The state after the last finished epoch, replaced in one move, so that there always is a whole one.
+    """The state after a finished epoch, replaced in one move, so that there always is a whole one.
 
     Being a Checkpoint it comes after all else at the end of an epoch, so that no error there is passed over.
+
+    Args:
+        path: of the file.
+        seconds: at least so much time passes between two of them, the first and the last epoch excepted.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, seconds: float = 0.0) -> None:
         self.path = path
+        self.seconds = seconds
+        self._saved = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        due = last or time.monotonic() - self._saved >= self.seconds
+        if not trainer.strategy.broadcast(due):  # every process takes part in saving
+            return
         temporary = self.path.with_name(f".{self.path.name}")
         trainer.save_checkpoint(temporary, weights_only=False)
         if trainer.is_global_zero:
             temporary.replace(self.path)
+        self._saved = time.monotonic()
 
 
 class Clock(pl.Callback):
@@ -150,10 +162,10 @@ def attach(trainer: pl.Trainer, module: MultiTask, dir: Path) -> Clock:
     """Hang everything on a Trainer that is about to train a stage of the run in `dir`."""
     clock = Clock()
     stage = module.stage
-    trainer.callbacks += [
+    trainer.callbacks += [  # type: ignore[attr-defined]
         clock,
         Curves(dir / "metrics.csv", stage),
-        LastCheckpoint(dir / stage / "last.ckpt"),
+        LastCheckpoint(dir / stage / "last.ckpt", seconds=30),
         Bar(stage),
     ]
     return clock

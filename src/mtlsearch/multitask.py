@@ -21,6 +21,9 @@ GROUPS = ("weights", "arch")
 """The parameter groups, each with an optimiser of its own, in this order."""
 
 
+ADAMW: MakeOptimizer = partial(torch.optim.AdamW, lr=1e-3)
+
+
 def poly(progress: float, power: float = 0.9) -> float:
     """The factor on the learning rate at `progress` in [0, 1] of the training: (1 - progress)^power."""
     return float((1 - progress) ** power)
@@ -51,7 +54,7 @@ class MultiTask(pl.LightningModule):
         network: nn.Module,
         tasks: Sequence[Task],
         *,
-        optimizer: MakeOptimizer = partial(torch.optim.AdamW, lr=1e-3),
+        optimizer: MakeOptimizer = ADAMW,
         schedule: Callable[[float], float] = poly,
         clip: float = 0.0,
         accumulate: int = 1,

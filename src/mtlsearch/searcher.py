@@ -149,7 +149,7 @@ def only(parameters: list[nn.Parameter], module: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm uses the batch's statistics and leaves its running ones alone, which are the weights' own."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     counts = [norm.num_batches_tracked.clone() for norm in norms]
     for norm in norms:

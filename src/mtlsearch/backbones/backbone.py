@@ -64,6 +64,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.spec = spec
+        module: Any
         for module in model.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # a node's output is read again after the next layer
@@ -133,18 +134,18 @@ def load(
         raise ValueError(f"No timm model is called {name!r}. Did you mean {' or '.join(near)}?")
     given = {"pretrained": pretrained, "output_stride": output_stride, "blocks": blocks, "size": size}
     spec = {"name": name, "arguments": {k: v for k, v in given.items() if v} | timm_arguments}
-    config = timm.get_pretrained_cfg(name)
-    own_dilation = output_stride is not None and name.startswith("vgg")
+    config: Any = timm.get_pretrained_cfg(name)
+    own_dilation = name.startswith("vgg")
     if output_stride is not None and not own_dilation:
         timm_arguments["output_stride"] = output_stride
     if config.fixed_input_size:
         size = size or config.input_size[-1]
         timm_arguments["img_size"] = size
     model = timm.create_model(name, pretrained=pretrained, features_only=True, **timm_arguments)
-    if own_dilation:
+    if output_stride is not None and own_dilation:
         dilate(model, output_stride)
     with torch.device("meta"):
-        whole = timm.create_model(name)
+        whole: Any = timm.create_model(name)
     levels = [(level["module"], (level["num_chs"], level["reduction"])) for level in whole.feature_info]
     if blocks is None:
         blocks = _blocks(model, whole, [path for path, _ in levels])
@@ -172,7 +173,8 @@ def from_module(
     """
     probe = Backbone(model, [(path, 0) for path in blocks], size=size, mean=mean, std=std)
     outputs, _ = _probe(probe, list(blocks), size)
-    stages, last = [], None
+    stages: list[int] = []
+    last = None
     for path in blocks:
         stages.append((stages[-1] + (outputs[path].shape != last)) if stages else 0)
         last = outputs[path].shape

@@ -46,11 +46,11 @@ class Bilevel(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         self.datamodule.trainer = self.trainer
-        self.datamodule.setup(stage)
+        self.datamodule.setup(stage or "fit")
 
     def train_dataloader(self) -> Mapping[str, DataLoader]:
         loader = self.datamodule.train_dataloader()
-        dataset = getattr(loader, "dataset", None)
+        dataset: Any = getattr(loader, "dataset", None)
         indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
         if not indexed or loader.batch_size is None:
             raise ValueError(

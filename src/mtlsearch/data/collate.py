@@ -35,7 +35,7 @@ class Collate:
         image = torch.from_numpy(np.stack([sample["image"] for sample in samples]))
         batch: dict[str, Any] = {"image": image.permute(0, 3, 1, 2).contiguous().float() / 255}
         for name, target in self.targets.items():
-            labels = [sample.get(name) for sample in samples]
-            labels = [target.unlabelled(size) if label is None else label for label in labels]
+            known = [sample.get(name) for sample in samples]
+            labels = [target.unlabelled(size) if label is None else label for label in known]
             batch[name] = torch.from_numpy(np.stack(labels))
         return batch

@@ -39,7 +39,7 @@ class Shuffled(DistributedSampler[int]):
         *,
         seed: int,
         batch_size: int,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset = dataset

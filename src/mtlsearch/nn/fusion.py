@@ -1,8 +1,8 @@
-"""Fusion of one task's features with those of others: ReLU(BN(1x1 convolution of the gated concatenation))."""
+"""Fusion of one task's features with others': ReLU(BN(1x1 convolution of the gated concatenation))."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -40,23 +40,23 @@ class Fusion(nn.Module):
         super().__init__()
         self.activation = activation
         self.axis = axis
-        shares = [1.0] + [0.0] * len(sources)
-        if init_w_ti != "random":
-            shares = [float(init_w_ti)] + [(1 - float(init_w_ti)) / max(len(sources), 1)] * len(sources)
-        weights = [share * torch.eye(channels, width) for share, width in zip(shares, [channels, *sources])]
+        widths = [channels, *sources]
         if init_w_ti == "random":
-            bound = sum(weight.shape[1] for weight in weights) ** -0.5
-            weights = [nn.init.uniform_(weight, -bound, bound) for weight in weights]
-        self.weights = nn.ParameterList(weights)
-        self.norm = (nn.BatchNorm2d if axis == 1 else nn.BatchNorm1d)(channels, momentum=momentum)
-        self.weights.lr_factors = {str(i): lr_factor for i in range(len(weights))}
-        self.norm.lr_factors = {"weight": lr_factor, "bias": lr_factor}
+            bound = sum(widths) ** -0.5
+            weights = [torch.empty(channels, width).uniform_(-bound, bound) for width in widths]
+        else:
+            w_ti = float(init_w_ti)
+            shares = [w_ti] + [(1 - w_ti) / max(len(sources), 1)] * len(sources)
+            weights = [share * torch.eye(channels, width) for share, width in zip(shares, widths)]
+        self.weights = Weights(weights, lr_factor)
+        norm: Any = (nn.BatchNorm2d if axis == 1 else nn.BatchNorm1d)(channels, momentum=momentum)
+        norm.lr_factors = {"weight": lr_factor, "bias": lr_factor}
+        self.norm = norm
 
     def keep(self, sources: Sequence[int]) -> None:
         """Drop the weights of all sources but these, given by their position."""
-        factors = self.weights.lr_factors
-        self.weights = nn.ParameterList([self.weights[0], *(self.weights[i + 1] for i in sources)])
-        self.weights.lr_factors = dict(list(factors.items())[: len(self.weights)])
+        weights = list(self.weights)
+        self.weights = Weights([weights[0], *(weights[i + 1] for i in sources)], self.weights.lr_factor)
 
     def forward(self, own: Tensor, sources: Sequence[Tensor], gates: Tensor | None = None) -> Tensor:
         """Features in the shape of `own`.
@@ -67,11 +67,18 @@ class Fusion(nn.Module):
             gates: (number of sources,), each in [0, 1]; None: all are 1.
         """
         mixed = gated_product(list(self.weights), gates, [own, *sources], self.axis)
-        if self.axis == 1:
-            mixed = self.norm(mixed)
-        else:
-            mixed = self.norm(mixed.flatten(0, -2)).view_as(mixed)
-        return mixed.relu_() if self.activation else mixed
+        flat = mixed if self.axis == 1 else mixed.flatten(0, -2)
+        normed: Tensor = self.norm(flat).view_as(mixed)
+        return normed.relu_() if self.activation else normed
+
+
+class Weights(nn.ParameterList):
+    """Parameters in a row, with one factor on their learning rate."""
+
+    def __init__(self, weights: Iterable[Tensor], lr_factor: float) -> None:
+        super().__init__(weights)
+        self.lr_factor = lr_factor
+        self.lr_factors = {str(i): lr_factor for i in range(len(self))}
 
 
 def gated_product(

@@ -204,9 +204,9 @@ class FusionNetwork(nn.Module):
         self.lockstep = Lockstep(
             {name: backbone.again() if i else copy.deepcopy(backbone) for i, name in enumerate(names)}
         )
-        self.fusions = nn.ModuleDict({name: nn.ModuleDict() for name in names})
+        fusions: dict[str, nn.ModuleDict] = {name: nn.ModuleDict() for name in names}
         for (task, layer), sources in self.sources.items():
-            self.fusions[task][str(layer)] = Fusion(
+            fusions[task][str(layer)] = Fusion(
                 nodes[layer].channels,
                 [nodes[source_layer].channels for _, source_layer in sources],
                 init_w_ti=init_w_ti,
@@ -215,6 +215,7 @@ class FusionNetwork(nn.Module):
                 axis=nodes[layer].axis,
                 lr_factor=lr_factor,
             )
+        self.fusions: Any = nn.ModuleDict(fusions)
         self.heads = nn.ModuleDict(
             {task.name: task.head(backbone.channels, backbone.strides) for task in tasks}
         )

@@ -86,9 +86,8 @@ class FusionSupernet(Supernet):
         self, image: Tensor, tasks: Sequence[str] | None = None, gates: Architecture | None = None
     ) -> dict[str, Tensor]:
         if gates is not None:
-            values = torch.tensor(
-                [edge in gates.chosen() for edge in self.edges], device=image.device
-            ).float()
+            chosen = _fusion(gates).chosen()
+            values: Any = torch.tensor([edge in chosen for edge in self.edges], device=image.device).float()
         else:
             values = None if self.all_edges else self.gates()
         predictions: dict[str, Tensor] = self.network(image, tasks, values)
@@ -121,13 +120,17 @@ class FusionSupernet(Supernet):
         )
 
     def extract(self, architecture: Architecture) -> FusionNetwork:
-        if not isinstance(architecture, FusionArchitecture):
-            raise ValueError(f"An architecture of kind {architecture.kind!r} is not of this search space.")
-        return self.network.reduced(self.edges, architecture.chosen())
+        return self.network.reduced(self.edges, _fusion(architecture).chosen())
 
     def single_task(self) -> FusionNetwork:
         """A copy of the backbones and heads alone."""
         return self.network.reduced([], [])
+
+
+def _fusion(architecture: Architecture) -> FusionArchitecture:
+    if not isinstance(architecture, FusionArchitecture):
+        raise ValueError(f"An architecture of kind {architecture.kind!r} is not of this search space.")
+    return architecture
 
 
 class MTLNAS(Searcher):
@@ -166,6 +169,8 @@ class MTLNAS(Searcher):
     Raises:
         ValueError: a value out of range, an unknown name.
     """
+
+    net: FusionSupernet
 
     def __init__(
         self,
