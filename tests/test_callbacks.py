@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mtlsearch.callbacks import Clock, Curves, LastCheckpoint, attach
+from mtlsearch.namespace import pl
 from tiny import Killed, Stop, TinyData, ToySearcher, make_trainer
 
 
