@@ -13,18 +13,17 @@ NAMES = ("semantic", "depth", "normals")
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "names, backbone, settings",
     [
-        {"backbone": "test_resnet", "relaxation": "concrete", "max_distance": 1},
-        {"backbone": "test_vit", "discretization": "stochastic", "init_w_ti": 0.5},
-        {"backbone": "test_convnext", "all_edges": True},
+        (NAMES, "test_resnet", {"relaxation": "concrete", "max_distance": 1}),
+        (NAMES[:2], "test_vit", {"discretization": "stochastic", "init_w_ti": 0.5}),
+        (NAMES[:2], "test_convnext", {"all_edges": True}),
     ],
     ids=["concrete", "stochastic", "all edges"],
 )
-def test_mtlnas(settings):
-    name = settings.pop("backbone")
-    backbone = ms.backbones.load(name, **({"size": 32} if name == "test_vit" else {}))
-    data = TinyData(make_tasks(*NAMES), batch_size=4, sizes=(8, 2, 1))
+def test_mtlnas(names, backbone, settings):
+    backbone = ms.backbones.load(backbone, **({"size": 32} if backbone == "test_vit" else {}))
+    data = TinyData(make_tasks(*names), batch_size=4, sizes=(8, 2, 1))
     check_searcher(lambda tasks: ms.MTLNAS(tasks, backbone, single_task=False, **settings), data)
 
 
@@ -90,7 +89,13 @@ class Varies(ToySearcher):
 
 
 def drawn(self, generator):
-    return self.architecture(torch.rand(len(self.tasks)) < 0.5)
+    self.flip = not getattr(self, "flip", False)
+    return self.architecture(torch.full((len(self.tasks),), self.flip))
+
+
+def noisy(self, generator):
+    torch.rand(1)
+    return ToySupernet.sample(self, generator)
 
 
 def unordered(self):
@@ -125,6 +130,7 @@ def gated(self, architecture):
         (Frozen, "two epochs do not change the arch parameters"),
         (Varies, "other initial values"),
         ({"sample": drawn}, "the same generator"),
+        ({"sample": noisy}, "draws from another generator"),
         ({"arch_parameters": unordered}, "another order"),
         ({"extract": forgetful}, "not the supernet under hard gates"),
         ({"extract": shared}, "shares parameters"),
