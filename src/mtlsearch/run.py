@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
-import json
-import logging
 import os
+import subprocess
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import (
     HydraException,
     InstantiationException,
@@ -35,12 +32,25 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mtlsearch.rundir import FOLDER, Settings, claim, difference, environment, is_first, near, read
+from mtlsearch import stages
+from mtlsearch.rundir import (
+    FOLDER,
+    Settings,
+    claim,
+    difference,
+    environment,
+    is_first,
+    near,
+    read,
+    read_metrics,
+    value,
+)
 
 if TYPE_CHECKING:
     from mtlsearch.namespace import pl
     from mtlsearch.task import Task
 
+INTERRUPTED = 130
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if (path / "run.yaml").exists())
 
@@ -81,8 +91,9 @@ def dispatch() -> None:
         try:
             with environment(HYDRA_FULL_ERROR="1"):  # or Hydra would exit where `answer` should see the error
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")(job)()
-            for composed in COMPOSED:
-                run(*composed)
+            for settings, dir, overrides in COMPOSED:
+                begin(settings, dir, overrides)
+                run(settings, dir)
         finally:
             if Sweep.dirs and is_first():
                 from mtlsearch.report import sweep
@@ -98,69 +109,81 @@ COMPOSED: list[tuple[Settings, Path, list[str]]] = []
 
 
 def job(config: DictConfig) -> float:
-    """One of a sweep's runs, which compares what it returns; a run alone is left for later."""
-    job = HydraConfig.get()
+    """One of a sweep's runs, in a process of its own, and the value to compare; a run alone is left for later."""
+    hydra_config = HydraConfig.get()
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    arguments = (settings, Path(job.runtime.output_dir), list(job.overrides.task))
-    if job.mode is RunMode.MULTIRUN:
-        return run(*arguments)
-    COMPOSED.append(arguments)
-    return float("nan")
+    dir, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
+    if hydra_config.mode is not RunMode.MULTIRUN:
+        COMPOSED.append((settings, dir, overrides))
+        return float("nan")
+    begin(settings, dir, overrides)
+    command = [sys.executable, "-m", "mtlsearch.run", f"resume={dir}"]
+    if code := subprocess.run(command, check=False).returncode:
+        raise KeyboardInterrupt if code == INTERRUPTED else ValueError(f"The run in {near(dir)} has failed.")
+    return float(value(read_metrics(dir), settings["objective"]) or "nan")
 
 
-def run(settings: Settings, dir: Path, overrides: Sequence[str] = ()) -> float:
-    """Search, evaluate and report in a folder, or go on with that; the value of the objective."""
+def begin(settings: Settings, dir: Path, overrides: Sequence[str]) -> None:
+    """Write the settings into the folder of a run, unless they are there.
+
+    Raises:
+        ValueError: one has no value; the folder holds a run with others.
+    """
     from mtlsearch import files
 
     if missing := OmegaConf.missing_keys(OmegaConf.create(settings)):
         raise ValueError(f"{min(missing)} has no value yet: add {min(missing)}=VALUE.")
+    if not is_first():
+        return
     path = dir / "config.yaml"
-    if path.exists() and (changed := difference(read(dir), settings)):
+    if not path.exists():
+        files.write(dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
+        files.write(path, OmegaConf.to_yaml(settings))
+    elif changed := difference(read(dir), settings):
         raise ValueError(
-            f"{near(dir)} holds a run with other settings: {changed}. Name another folder, or go "
-            f"on with that run by resume={near(dir)}."
+            f"{near(dir)} holds a run with other settings: {changed}. Name another folder, or go on with that "
+            f"run: resume={near(dir)}"
         )
+
+
+def run(settings: Settings, dir: Path) -> None:
+    """Search, evaluate and report in a folder, or go on with that, and show what came of it."""
     if not all((dir / name).exists() for name in ("metrics.json", "report.html")):
         try:
             with claim(dir):
-                if is_first() and not path.exists():
-                    files.write(dir / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
-                    files.write(path, OmegaConf.to_yaml(settings))
                 work(settings, dir)
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the one into the other
             command = f"python -m mtlsearch.run resume={near(dir)}"
             raise KeyboardInterrupt(f"{command} goes on after the last finished epoch.") from stop
-    metrics = json.loads((dir / "metrics.json").read_text())
     if is_first():
         from mtlsearch.report import tables
 
-        tables.show(metrics)
-        print(
-            f"Architecture: {near(dir / 'architecture.json')}\nReport: {near(dir / 'report.html')}",
-            flush=True,
-        )
-    return value_of(settings["objective"], metrics)
+        tables.show(read_metrics(dir))
+        for name, file in {"Architecture": "architecture.json", "Report": "report.html"}.items():
+            print(f"{name}: {near(dir / file)}", flush=True)
 
 
 def work(settings: Settings, dir: Path) -> None:
     """Search and report."""
-    import torch.distributed as dist
-
     import mtlsearch as ms
     from mtlsearch import report
 
-    quiet()
+    stages.quiet()
     datamodule, searcher = make(settings)
     finished = (dir / "metrics.json").exists()
     result = ms.search(searcher, datamodule, trainer=trainers(settings, dir), dir=dir)
-    if is_first():
-        if finished:
-            datamodule.prepare_data()
-            datamodule.setup("fit")
-        batch = next(iter(datamodule.val_dataloader()))
-        report.write(dir, network=result.network, tasks=searcher.tasks, batch=batch)
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()  # a sweep's next job makes its own
+    if not is_first():
+        return
+    if finished:
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    elif log := logger(settings, "", dir):
+        names = [f"{split}/{name}" for split in ("val", "test") for name in metric_names(searcher.tasks)]
+        values = {name: value(result.metrics, name) for name in names}
+        log.log_metrics({name: number for name, number in values.items() if number is not None})
+        log.finalize("success")
+    batch = next(iter(datamodule.val_dataloader()))
+    report.write(dir, network=result.network, tasks=searcher.tasks, batch=batch)
 
 
 # Its objects
@@ -170,16 +193,14 @@ def make(settings: Settings) -> tuple[Any, Any]:
     """The datamodule and the searcher."""
     from mtlsearch.namespace import pl
 
-    seed, epochs = settings["seed"], settings["epochs"]
+    seed = settings["seed"]
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}.")
-    for count in epochs.values() if isinstance(epochs, dict) else [epochs]:
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"epochs must be whole numbers from 1 up, not {count!r}.")
+    stages.check_epochs(settings["epochs"])
     pl.seed_everything(seed, workers=True, verbose=False)
     datamodule = make_datamodule(settings)
     tasks = weighted(datamodule.tasks, settings["weights"])
-    known = ["val/loss", *(f"val/{task.name}/{metric}" for task in tasks for metric in task.metrics)]
+    known = [f"val/{name}" for name in metric_names(tasks)]
     if settings["objective"] not in known:
         raise ValueError(unknown("objective", settings["objective"], known))
     return datamodule, build(settings["searcher"], tasks, build(settings["backbone"]), seed=seed)
@@ -212,68 +233,33 @@ def weighted(tasks: Sequence[Task], weights: Mapping[str, float]) -> list[Task]:
     return [replace(task, weight=weights.get(task.name, task.weight)) for task in tasks]
 
 
+def metric_names(tasks: Sequence[Task]) -> list[str]:
+    return ["loss", *(f"{task.name}/{metric}" for task in tasks for metric in task.metrics)]
+
+
 def trainers(settings: Settings, dir: Path) -> Callable[[str], pl.Trainer]:
     """What makes the Trainer of a stage."""
-    import pytorch_lightning as pl
-    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     def trainer(stage: str) -> pl.Trainer:
-        epochs = settings["epochs"] if stage != "evaluate" else 1
-        if isinstance(epochs, dict) and stage not in epochs:
-            raise ValueError(f"epochs has no {stage!r}: add +epochs.{stage}=N.")
-        try:
-            return pl.Trainer(
-                **instantiate(settings["trainer"], _convert_="all"),
-                max_epochs=epochs[stage] if isinstance(epochs, dict) else epochs,
-                logger=logger(settings["logger"], stage, dir),
-                use_distributed_sampler=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                log_every_n_steps=1,
-                default_root_dir=dir,
-                # A requeued job goes on by the same command in the same folder, not by Lightning's own way.
-                plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
-            )
-        except MisconfigurationException as error:
-            raise ValueError(f"trainer: {error}") from error
+        arguments = instantiate(settings["trainer"], _convert_="all")
+        log = logger(settings, stage, dir) if stage != "evaluate" else False
+        return stages.make_trainer(stage, settings["epochs"], dir, log, **arguments)
 
     return trainer
 
 
-def logger(node: Settings, stage: str, dir: Path) -> Any:
-    """The logger of a stage, which is the prefix of its names; none for the final evaluation."""
-    if "_target_" not in node or stage == "evaluate":
+def logger(settings: Settings, stage: str, dir: Path) -> Any:
+    """The logger of a stage, which is the prefix of all names; False for none beside metrics.csv."""
+    node = settings["logger"]
+    if "_target_" not in node:
         return False
     try:
-        return build(node, save_dir=dir, prefix=stage)
+        result = build(node, save_dir=dir, prefix=stage)
     except ModuleNotFoundError as error:
         package = "tensorboard" if "TensorBoard" in node["_target_"] else error.name
         raise ValueError(f"This logger needs a package that is not there: pip install {package}.") from error
-
-
-def value_of(objective: str, metrics: Mapping[str, Any]) -> float:
-    """The value of `val/loss` or `val/TASK/METRIC` in the content of a `metrics.json`."""
-    value: Any = metrics
-    for part in objective.split("/"):
-        value = value[part]
-    return float(value)
-
-
-def quiet() -> None:
-    """Keep back Lightning's remarks on what is chosen here."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(is_heard)
-    warnings.filterwarnings("ignore", "There is a wandb run already in progress")  # all stages log into one
-    warnings.filterwarnings("ignore", ".*does not have many workers")
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-
-
-def is_heard(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or Path(record.pathname).is_relative_to(PACKAGE)
+    result.log_hyperparams(settings)
+    return result
 
 
 # Other users of the settings
@@ -301,7 +287,7 @@ def compose_dataset(arguments: Sequence[str]) -> tuple[Any, Path]:
 
 
 class Sweep(Callback):
-    """Says at which of its jobs a sweep is, and which one failed."""
+    """Says at which of its jobs a sweep is."""
 
     dirs: ClassVar[list[Path]] = []
     """Where the sweep is that is at work."""
@@ -313,10 +299,6 @@ class Sweep(Callback):
         if Sweep.dirs and is_first():
             print(f"\nJob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if Sweep.dirs and job_return.status is JobStatus.FAILED:
-            print(f"Job {config.hydra.job.num} failed: {explain(job_return._return_value)}", flush=True)
-
 
 # Errors
 
@@ -324,17 +306,17 @@ class Sweep(Callback):
 def answer(work: Callable[[], Any]) -> int:
     """Do the work and return an exit code: one line for what a user can mend, and for Ctrl-C.
 
-    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown as well.
+    With MTLSEARCH_TRACEBACK=1 in the environment the traceback is shown as well.
     """
     try:
         work()
     except KeyboardInterrupt as stop:
         print(f"interrupted: {stop}".rstrip(": "), file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if not is_users(error):
             raise
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if os.environ.get("MTLSEARCH_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2

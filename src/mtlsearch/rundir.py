@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ def read(dir: Path) -> Settings:
         raise ValueError(f"{path} is not there: {dir} is not the folder of a run that has begun.")
     settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings
+
+
+def read_metrics(dir: Path) -> dict[str, Any]:
+    """The content of the `metrics.json` of a finished run."""
+    metrics: dict[str, Any] = json.loads((dir / "metrics.json").read_text())
+    return metrics
+
+
+def value(metrics: Mapping[str, Any], name: str) -> float | None:
+    """The value of `val/loss` or `val/TASK/METRIC`; None where it was not measured."""
+    found: Any = metrics
+    for part in name.split("/"):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return None if found is None else float(found)
 
 
 def difference(old: Any, new: Any, path: str = "") -> str:

@@ -17,6 +17,8 @@ from rich.text import Text
 from mtlsearch import files
 from mtlsearch.report import figures
 from mtlsearch.report.tables import ARROWS, Metrics, number, words
+from mtlsearch.rundir import read as read_settings
+from mtlsearch.rundir import read_metrics, value
 
 
 class Run(NamedTuple):
@@ -26,13 +28,6 @@ class Run(NamedTuple):
     settings: dict[str, str]
     objective: str
     metrics: Metrics | None
-
-    def value(self, name: str) -> float | None:
-        """The value of `val/loss` or `val/TASK/METRIC`."""
-        value: Any = self.metrics
-        for part in name.split("/"):
-            value = value.get(part) if value is not None else None
-        return None if value is None else float(value)
 
 
 def show(dir: str | Path, console: Console | None = None) -> None:
@@ -64,7 +59,7 @@ def show(dir: str | Path, console: Console | None = None) -> None:
         if run.metrics is None:
             cells.append(Text("not finished", "red"))
         else:
-            values = {name: run.value(name) for name in columns}
+            values = {name: value(run.metrics, name) for name in columns}
             cells += [Text(number(v), "bold green" if v == best[name] else "") for name, v in values.items()]
         table.add_row(*cells)
     console.print(table)
@@ -76,14 +71,13 @@ def read(dir: Path) -> list[Run]:
     """The runs below a folder, in the order of their numbers."""
     runs = []
     folders = [path.parent.parent for path in dir.rglob(".hydra/overrides.yaml")]
-    for folder in sorted(folders, key=lambda path: (len(path.name), path)):
-        config = yaml.safe_load((folder / "config.yaml").read_text())
+    begun = [folder for folder in folders if (folder / "config.yaml").exists()]
+    for folder in sorted(begun, key=lambda path: (len(path.name), path)):
         overrides = yaml.safe_load((folder / ".hydra/overrides.yaml").read_text())
         pairs = [override.partition("=") for override in overrides]
         settings = {name.lstrip("+~"): value for name, _, value in pairs}
-        path = folder / "metrics.json"
-        metrics = json.loads(path.read_text()) if path.exists() else None
-        runs.append(Run(folder, settings, config["objective"], metrics))
+        metrics = read_metrics(folder) if (folder / "metrics.json").exists() else None
+        runs.append(Run(folder, settings, read_settings(folder)["objective"], metrics))
     return runs
 
 
@@ -101,7 +95,9 @@ def _is_higher_better(name: str, directions: Mapping[str, Mapping[str, bool]]) -
 
 def _best(runs: list[Run], name: str, higher: bool) -> float | None:
     """The best value of any run; none where there is nothing to choose."""
-    values = {value for run in runs if (value := run.value(name)) is not None}
+    values = {
+        found for run in runs if run.metrics is not None and (found := value(run.metrics, name)) is not None
+    }
     return (max(values) if higher else min(values)) if len(values) > 1 else None
 
 
