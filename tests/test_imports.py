@@ -13,7 +13,7 @@ ROOT = Path(mtlsearch.__file__).parent
 
 # Lower layers first; modules of one layer may import each other.
 LAYERS = [
-    {"files", "namespace", "task", "cost"},
+    {"files", "namespace", "task", "cost", "rundir"},
     {"backbones"},
     {"nn"},
     {"tasks"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"baselines"},
     {"search"},
     {"report", "testing"},
-    {"run", "rundir", "check_data", "predict"},
+    {"run", "stages", "check_data", "predict"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 HEAVY = {"hydra", "omegaconf", "wandb", "albumentations", "timm"}

@@ -1,7 +1,7 @@
 """The command line: `python -m mtlsearch.run searcher=mtlnas backbone=resnet50`. `--help` says what there is.
 
 YAML names classes and their arguments, Hydra composes it, and here the objects are made and handed to
-`mtlsearch.search`: no other file knows Hydra. Torch is imported once a command line has been understood.
+`mtlsearch.search`: no other file knows Hydra.
 """
 
 from __future__ import annotations
