@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mtlsearch as ms
-from mtlsearch.multitask import poly
+from mtlsearch.optimizers import poly
 from mtlsearch.namespace import pl
 from tiny import SGD, Point, TinyData, ToyNetwork, copy_state, differing, make_tasks, make_trainer, point
 

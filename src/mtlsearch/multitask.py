@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,20 +12,12 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.optimizers import ADAMW, MakeOptimizer, poly, scaled_optimizer
 from mtlsearch.task import Task, check_tasks
 
 Batch = Mapping[str, Any]
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 GROUPS = ("weights", "arch")
 """The parameter groups, each with an optimiser of its own, in this order."""
-
-
-ADAMW: MakeOptimizer = partial(torch.optim.AdamW, lr=1e-3)
-
-
-def poly(progress: float, power: float = 0.9) -> float:
-    """The factor on the learning rate at `progress` in [0, 1] of the training: (1 - progress)^power."""
-    return float((1 - progress) ** power)
 
 
 class MultiTask(pl.LightningModule):
@@ -330,22 +321,3 @@ def _bare(optimizers: Any) -> list[Any]:
     """Lightning's optimisers without its wrappers."""
     listed = optimizers if isinstance(optimizers, list) else [optimizers]
     return [getattr(optimizer, "optimizer", optimizer) for optimizer in listed]
-
-
-def scaled_optimizer(
-    make: MakeOptimizer, module: nn.Module, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """An optimiser of these parameters of a module, learning rates times the factors that modules declare."""
-    wanted = {id(parameter) for parameter in parameters}
-    by_factor: dict[float, list[nn.Parameter]] = {}
-    for part in module.modules():
-        factors = getattr(part, "lr_factors", {})
-        for name, parameter in part.named_parameters(recurse=False):
-            if id(parameter) in wanted:
-                wanted.remove(id(parameter))
-                by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
-    optimizer = make([{"params": group, "lr_factor": factor} for factor, group in by_factor.items()])
-    for group in optimizer.param_groups:
-        group["lr"] *= group["lr_factor"]
-        group["initial_lr"] = group["lr"]
-    return optimizer

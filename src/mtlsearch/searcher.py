@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtlsearch.architecture import Architecture
-from mtlsearch.multitask import Batch, MakeOptimizer, MultiTask, scaled_optimizer
+from mtlsearch.multitask import Batch, MultiTask
+from mtlsearch.optimizers import MakeOptimizer, scaled_optimizer
 from mtlsearch.supernet import Supernet
 
 ARCH_ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=0.1, betas=(0.5, 0.999))

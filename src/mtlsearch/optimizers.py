@@ -1,0 +1,37 @@
+"""Optimisers whose learning rates follow what modules declare, and the schedule of the rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+ADAMW: MakeOptimizer = partial(torch.optim.AdamW, lr=1e-3)
+
+
+def poly(progress: float, power: float = 0.9) -> float:
+    """The factor on the learning rate at `progress` in [0, 1] of the training: (1 - progress)^power."""
+    return float((1 - progress) ** power)
+
+
+def scaled_optimizer(
+    make: MakeOptimizer, module: nn.Module, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """An optimiser of these parameters of a module, learning rates times the factors that modules declare."""
+    wanted = {id(parameter) for parameter in parameters}
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for part in module.modules():
+        factors = getattr(part, "lr_factors", {})
+        for name, parameter in part.named_parameters(recurse=False):
+            if id(parameter) in wanted:
+                wanted.remove(id(parameter))
+                by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
+    optimizer = make([{"params": group, "lr_factor": factor} for factor, group in by_factor.items()])
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_factor"]
+        group["initial_lr"] = group["lr"]
+    return optimizer
