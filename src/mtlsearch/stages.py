@@ -26,7 +26,7 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
         arguments: further ones of `Trainer`.
 
     Raises:
-        ValueError: no epochs for this stage; what Lightning calls a misconfiguration.
+        ValueError: no epochs for this stage, or arguments that Lightning refuses.
     """
     import pytorch_lightning as pl
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -50,7 +50,7 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
             # A job that SLURM requeues goes on by its own command, not by Lightning's way of a second one.
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, TypeError) as error:
         raise ValueError(f"trainer: {error}") from error
 
 

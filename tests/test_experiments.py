@@ -1,0 +1,107 @@
+"""Every experiment file composes to what its searcher and its data set take, and a scaled one runs."""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from mtlsearch import run as command
+from mtlsearch import rundir
+
+FOLDER = command.CONF / "experiment"
+NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+TINY = [
+    "backbone=timm",
+    "backbone.name=test_resnet",
+    "backbone.pretrained=false",
+    "backbone.output_stride=null",
+]
+
+
+def compose(name, *overrides):
+    with hydra.initialize_config_dir(str(command.CONF), version_base="1.3"):
+        return hydra.compose("run", [f"experiment={name}", *overrides], return_hydra_config=True)
+
+
+def settings_of(config):
+    OmegaConf.set_struct(config, False)
+    del config["hydra"]
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def jobs(config):
+    """The settings of each job of a sweep, or the one empty list of a run alone."""
+    params = config.hydra.sweeper.params or {}
+    overrides = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    choices = [[f"{o.key_or_group}={v}" for v in o.sweep_string_iterator()] for o in overrides]
+    return [list(job) for job in product(*choices)]
+
+
+def test_all_tables_are_there_in_both_sizes():
+    tables = [f"table{n}" for n in range(1, 6)] + ["s1", "s2", "s3", "figure_s1", "single_task"]
+    assert {f"mtlnas/{size}{table}" for size in ("", "scenes_") for table in tables} <= set(NAMES)
+    assert {"demo", "camvid", "nyuv2_samples"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_makes_its_data_and_its_searcher_in_every_job(name, tmp_path):
+    config = compose(name)
+    swept = jobs(config)
+    assert (config.hydra.mode == RunMode.MULTIRUN) == (len(swept) > 1)
+    root = [f"dataset.root={tmp_path}"] if OmegaConf.is_missing(config.dataset, "root") else []
+    for job in (swept[0], swept[-1])[: len(swept)]:
+        settings = settings_of(compose(name, *TINY, *root, *job))
+        for override in job:
+            key, _, value = override.partition("=")
+            assert str(OmegaConf.select(OmegaConf.create(settings), key)) == value
+        datamodule, searcher = command.make(settings)
+        assert [task.name for task in datamodule.tasks] == settings["tasks"]
+        assert settings["epochs"].keys() == {searcher.first_stage().stage, searcher.stage}
+
+
+def test_the_papers_numbers():
+    table1, table2, table3 = (settings_of(compose(f"mtlnas/table{n}")) for n in (1, 2, 3))
+    for table in (table1, table2, table3):
+        searcher = table["searcher"]
+        assert searcher["entropy_weight"] == 10 and searcher["init_w_ti"] == 1
+        assert (searcher["relaxation"], searcher["discretization"]) == ("concrete", "stochastic")
+        assert (searcher["optimizer"]["momentum"], searcher["optimizer"]["weight_decay"]) == (0.9, 0.00025)
+        assert (searcher["arch_optimizer"]["lr"], searcher["arch_optimizer"]["weight_decay"]) == (
+            0.003,
+            0.001,
+        )
+    assert [t["searcher"]["optimizer"]["lr"] for t in (table1, table2, table3)] == [0.001, 0.00025, 0.001]
+    steps = [table["epochs"]["search"] * (795 // 20) for table in (table1, table2)]
+    assert steps == pytest.approx([20_000, 30_000], rel=0.005)
+    assert len(jobs(compose("mtlnas/table5"))) == 8
+    assert len(jobs(compose("mtlnas/s3"))) == 8
+    pairs = {
+        relaxation: settings_of(compose("mtlnas/table4", f"searcher.relaxation={relaxation}"))["searcher"]
+        for relaxation in ("deterministic", "concrete")
+    }
+    assert pairs["deterministic"]["discretization"] == "deterministic"
+    assert pairs["concrete"]["discretization"] == "stochastic"
+
+
+def test_a_scaled_experiment_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MTLSEARCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["mtlsearch"])
+    size = ["dataset.size=32", "dataset.train=16", "dataset.val=4", "dataset.test=4", "dataset.batch_size=4"]
+    arguments = ["experiment=mtlnas/scenes_table3", *TINY, *size, "epochs=1", "searcher.samples=2"]
+    assert command.main([*arguments, "trainer.accelerator=cpu", "hydra.run.dir=a"]) == 0
+    metrics = rundir.read_metrics(Path("a"))
+    assert {
+        name: {"top1", "top5"} <= set(metrics["val"][name]) for name in ("object_soft", "scene_soft")
+    } == {
+        "object_soft": True,
+        "scene_soft": True,
+    }
+    assert len(metrics["samples"]) == 2
