@@ -39,6 +39,7 @@ from mtlsearch.rundir import (
     claim,
     difference,
     environment,
+    is_finished,
     is_first,
     near,
     read,
@@ -117,9 +118,10 @@ def job(config: DictConfig) -> float:
         COMPOSED.append((settings, dir, overrides))
         return float("nan")
     begin(settings, dir, overrides)
-    command = [sys.executable, "-m", "mtlsearch.run", f"resume={dir}"]
-    if code := subprocess.run(command, check=False).returncode:
-        raise KeyboardInterrupt if code == INTERRUPTED else ValueError(f"The run in {near(dir)} has failed.")
+    if not is_finished(dir):
+        command = [sys.executable, "-m", "mtlsearch.run", f"resume={dir}"]
+        if code := subprocess.run(command, check=False).returncode:
+            raise KeyboardInterrupt if code == INTERRUPTED else ValueError(f"The run in {near(dir)} failed.")
     return float(value(read_metrics(dir), settings["objective"]) or "nan")
 
 
@@ -148,7 +150,7 @@ def begin(settings: Settings, dir: Path, overrides: Sequence[str]) -> None:
 
 def run(settings: Settings, dir: Path) -> None:
     """Search, evaluate and report in a folder, or go on with that, and show what came of it."""
-    if not all((dir / name).exists() for name in ("metrics.json", "report.html")):
+    if not is_finished(dir):
         try:
             with claim(dir):
                 work(settings, dir)
@@ -170,11 +172,11 @@ def work(settings: Settings, dir: Path) -> None:
 
     stages.quiet()
     datamodule, searcher = make(settings)
-    finished = (dir / "metrics.json").exists()
+    searched = (dir / "metrics.json").exists()
     result = ms.search(searcher, datamodule, trainer=trainers(settings, dir), dir=dir)
     if not is_first():
         return
-    if finished:
+    if searched:
         datamodule.prepare_data()
         datamodule.setup("fit")
     elif log := logger(settings, "", dir):

@@ -64,6 +64,11 @@ def read(dir: Path) -> Settings:
     return settings
 
 
+def is_finished(dir: Path) -> bool:
+    """Whether a run has nothing left to do: the report is written last."""
+    return (dir / "metrics.json").exists() and (dir / "report.html").exists()
+
+
 def read_metrics(dir: Path) -> dict[str, Any]:
     """The content of the `metrics.json` of a finished run."""
     metrics: dict[str, Any] = json.loads((dir / "metrics.json").read_text())
