@@ -122,7 +122,8 @@ def job(config: DictConfig) -> float:
         command = [sys.executable, "-m", "mtlsearch.run", f"resume={dir}"]
         if code := subprocess.run(command, check=False).returncode:
             raise KeyboardInterrupt if code == INTERRUPTED else ValueError(f"The run in {near(dir)} failed.")
-    return float(value(read_metrics(dir), settings["objective"]) or "nan")
+    found = value(read_metrics(dir), settings["objective"])
+    return float("nan") if found is None else found
 
 
 def begin(settings: Settings, dir: Path, overrides: Sequence[str]) -> None:
