@@ -61,7 +61,8 @@ def test_the_products_of_a_fusion_layer_are_counted(name, arguments):
     fused = FusionNetwork(tasks, backbone, [edge], [edge], activation=None)
     alone = FusionNetwork(tasks, backbone, [], [], activation=None)
     places = {"test_resnet": 8 * 8, "test_vit": 2 * 2 + 1}[name]
-    weights = fused.fusions["semantic"]["1"].weight.numel()
+    source, target = (node.channels for node in backbone.nodes[:2])
+    weights = target * (target + source)
     assert ms.cost(fused, image, names)["macs"] - ms.cost(alone, image, names)["macs"] == weights * places
 
 
