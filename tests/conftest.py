@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tiny import TinyData, make_tasks, make_trainer
 
 torch.set_num_threads(1)

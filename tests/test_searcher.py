@@ -171,9 +171,7 @@ def test_a_batch_that_lacks_an_epochs_group_is_an_error():
     data = TinyData(searcher.tasks)
     data.setup()
     batch = next(iter(data.train_dataloader()))
-    with pytest.raises(
-        ValueError, match=r"updates \('weights', 'arch'\), but .* for \['weights'\]"
-    ):
+    with pytest.raises(ValueError, match=r"updates \('weights', 'arch'\), but .* for \['weights'\]"):
         searcher._split({"weights": batch}, ("weights", "arch"))
 
 
