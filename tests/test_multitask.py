@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import mtlsearch as ms
-from mtlsearch.optimizers import poly
 from mtlsearch.namespace import pl
+from mtlsearch.optimizers import poly
 from tiny import SGD, Point, TinyData, ToyNetwork, copy_state, differing, make_tasks, make_trainer, point
 
 ONE_STEP = {"limit_train_batches": 1, "limit_val_batches": 0}
