@@ -54,7 +54,7 @@ def run(seed: int, dir: Path) -> None:
     data = Scenes(size=32, head=HEAD, seed=seed)
     single = dir / f"seed{seed}" / "single_task"
     settings: dict[str, Any] = {"backbone": "resnet18", "optimizer": OPTIMIZER, "seed": seed}
-    network = ms.search(ms.SingleTask(data.tasks, **settings), data, trainer=trainer, dir=single).network
+    ms.search(ms.SingleTask(data.tasks, **settings), data, trainer=trainer, dir=single)
     for name, system in SYSTEMS.items():
         searcher = ms.MTLNAS(data.tasks, init=single, **settings, **system)
         ms.search(searcher, data, trainer=trainer, dir=dir / f"seed{seed}" / name)
@@ -64,8 +64,9 @@ def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
     """Per system, mean and standard deviation over seeds, on validation data."""
     table = []
     for name in ("single_task", *SYSTEMS):
-        row: dict[str, Any] = {"system": name}
         runs = [dir / f"seed{seed}" / name for seed in seeds]
+        runs = [run for run in runs if (run / "metrics.json").exists()]
+        row: dict[str, Any] = {"system": name, "seeds": str(len(runs))}
         metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
         for kind in ("supernet", "derived"):
             for column, (task, metric, _) in COLUMNS.items():

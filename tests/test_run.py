@@ -369,6 +369,19 @@ def test_two_runs_do_not_share_a_folder(folder):
     assert rundir.FOLDER not in os.environ
 
 
+def test_half_precision_is_there():
+    assert command.main([*SINGLE, "trainer.precision=bf16-mixed", "hydra.run.dir=a"]) == 0
+    half = rundir.read_metrics(Path("a"))["val"]["loss"]
+    assert command.main([*SINGLE, "hydra.run.dir=b"]) == 0
+    whole = rundir.read_metrics(Path("b"))["val"]["loss"]
+    assert half != whole and half == pytest.approx(whole, rel=0.2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error_and_not_the_cpu(refused):
+    assert "gpu" in refused(*SINGLE[:-1], "trainer=gpu")
+
+
 def test_the_seed_sets_every_source_of_chance(composed):
     def made(seed):
         datamodule, searcher = command.make(composed(*TINY, f"seed={seed}"))
