@@ -15,23 +15,21 @@ import numpy as np
 from torch import nn
 
 from mtlsearch import files
+from mtlsearch.report.curves import curves, panels
+from mtlsearch.report.policies import policy_map, task_correlation
 from mtlsearch.report.sheet import predictions
 from mtlsearch.report.style import CANDIDATE, CHOSEN, INK, PALETTE, styled
-from mtlsearch.report.tables import words
 from mtlsearch.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["curves", "fusion", "histograms", "predictions", "write"]
+__all__ = ["curves", "fusion", "histograms", "policy_map", "predictions", "task_correlation", "write"]
 
 BINS = 25
 SHOWN = 4  # images on the sheet of predictions
-SERIES = {"training, weights": PALETTE[0], "training, architecture": PALETTE[1], "validation": PALETTE[2]}
 Point = tuple[float, float]
-Panel = tuple[str, str, dict[str, str]]
-"""A title, the y axis' label, and the columns to draw by what the legend calls them."""
 
 
 @styled
@@ -149,90 +147,6 @@ def _draw_nodes(axes: Axes, nodes: Sequence[Mapping[str, Any]], colours: Mapping
     axes.spines[:].set_visible(False)
 
 
-@styled
-def curves(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """Losses, validation metrics and the edges' entropy over the steps of all stages, laid end to end.
-
-    Args:
-        rows: the rows of a `metrics.csv` by column: `step`, `stage`, `train/weights/TASK`, `train/arch/TASK`,
-            `train/entropy`, `val/loss`, `val/TASK/METRIC`; where a row has no value it is empty.
-    """
-    from matplotlib.figure import Figure
-
-    panels = _curve_panels(list(rows[0]))
-    stages: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        stages.setdefault(row.get("stage") or "", []).append(row)
-    # A stage counts its steps from zero.
-    ends = np.cumsum([0.0] + [max(float(row["step"]) for row in part) for part in stages.values()])
-    height, width = math.ceil(len(panels) / 2), min(2, len(panels))
-    figure = Figure(figsize=(4.2 * width, 2.6 * height))
-    for index, (title, unit, series) in enumerate(panels):
-        axes = figure.add_subplot(height, width, index + 1)
-        for start, part in zip(ends, stages.values()):
-            for label, name in series.items():
-                points = [(start + float(row["step"]), float(row[name])) for row in part if row.get(name)]
-                _draw_series(axes, points, label)
-        _mark_stages(axes, list(stages), ends.tolist())
-        axes.set_title(title, loc="left", pad=16)
-        axes.set_xlabel("optimiser step")
-        axes.set_ylabel(unit)
-        if len(series) > 1:
-            axes.legend()
-    return figure
-
-
-def _curve_panels(names: Sequence[str]) -> list[Panel]:
-    """What these columns allow to draw: the losses and the first metric of each task, then the totals."""
-    parts = [name.split("/") for name in names]
-    trained = [part[2] for part in parts if part[:2] in (["train", "weights"], ["train", "arch"])]
-    judged = [part[1] for part in parts if part[0] == "val" and len(part) == 3]
-    panels: list[Panel] = []
-    for task in dict.fromkeys(trained + judged):
-        sources = (f"train/weights/{task}", f"train/arch/{task}", f"val/{task}/loss")
-        losses = {label: name for label, name in zip(SERIES, sources) if name in names}
-        panels.append((task, "loss", losses))
-        metrics = [name for name in names if name.startswith(f"val/{task}/") and name not in sources]
-        for name in metrics[:1]:
-            unit = " [°]" if name.endswith("_angle") else ""
-            panels += [(task, words(name.split("/")[2]) + unit, {"validation": name})]
-    if "val/loss" in names:
-        panels.append(("all tasks", "weighted loss", {"validation": "val/loss"}))
-    if "train/entropy" in names:
-        panels.append(("edges", "mean entropy [nat]", {"edges": "train/entropy"}))
-    return [panel for panel in panels if panel[2]]
-
-
-def _draw_series(axes: Axes, points: Sequence[tuple[float, float]], label: str) -> None:
-    """A line; a long one pale, with its running mean over a twentieth of its length."""
-    if not points:
-        return
-    colour = SERIES.get(label, CHOSEN)
-    if label in axes.get_legend_handles_labels()[1]:
-        label = ""
-    steps, values = np.array(sorted(points)).T
-    window = len(values) // 20
-    if window < 3:
-        dots = "o-" if len(values) < 20 else "-"
-        axes.plot(steps, values, dots, color=colour, label=label, markersize=3, clip_on=False)
-        return
-    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
-    axes.plot(steps[window // 2 :][: len(mean)], mean, color=colour, label=label)
-
-
-def _mark_stages(axes: Axes, names: Sequence[str], ends: Sequence[float]) -> None:
-    """The stages' names above the axes, the first at the left, the last at the right; lines between them."""
-    above = axes.get_xaxis_transform()
-    for index, (name, start, end) in enumerate(zip(names, ends, ends[1:])):
-        side = "left" if index == 0 else "right" if index == len(names) - 1 else "center"
-        place = {"left": start, "right": end, "center": (start + end) / 2}[side]
-        axes.text(place, 1.03, words(name), transform=above, fontsize=7.5, color="#666666", ha=side)
-        if index:
-            axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, max(ends[-1], 1))
-
-
 def write(
     run_dir: str | Path,
     *,
@@ -257,10 +171,14 @@ def write(
             drawn["probabilities"] = histograms({"Candidate edges": probabilities})
         if architecture["kind"] == "fusion" and architecture["candidates"]:
             drawn["architecture"] = fusion(architecture)
+        if architecture["kind"] == "policy":
+            drawn["policy"] = policy_map(architecture)
+            if len(architecture["tasks"]) > 1:
+                drawn["correlation"] = task_correlation(architecture)
     if (path := run_dir / "metrics.csv").exists():
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        if rows and _curve_panels(list(rows[0])):
+        if rows and panels(list(rows[0])):
             drawn["curves"] = curves(rows)
     if network is not None and batch is not None:
         some = {name: values[:SHOWN] for name, values in batch.items()}

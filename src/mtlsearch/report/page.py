@@ -1,21 +1,33 @@
-"""The report of a run: one HTML page that needs no network, no script and no other file."""
+"""The report of a run: what its one page says."""
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from mtlsearch import files
-from mtlsearch.report.tables import COSTS, SPLITS, Metrics, by_task, compare, costs, networks, number, words
+from mtlsearch.report.markup import Best, document, figure, section, table
+from mtlsearch.report.tables import (
+    COSTS,
+    SPLITS,
+    Metrics,
+    backbone_cost,
+    by_task,
+    compare,
+    costs,
+    count,
+    networks,
+    number,
+    retrained,
+    spread,
+    words,
+)
 
 CAPTIONS = {
     "predictions": """Images, with the ground truth of each task beside what the finished network predicts.
@@ -23,63 +35,19 @@ Within a pair one colour means one value; chequered pixels are unlabelled.""",
     "architecture": """The layers of each task's backbone, the first at the top, grouped by stage. A purple
 arrow is a chosen fusion edge: the layer at its tip also gets the features of the layer at its tail. Dashed
 grey arrows are candidates that were left out. Every pair of tasks has a panel.""",
+    "policy": """The blocks of the shared backbone from left to right, a row for each task. The darker a block,
+the likelier it is that the task selects it. The outlined ones are selected, the rest are skipped.""",
+    "correlation": """The cosine similarity of two tasks' selection probabilities: at 1 both favour the same
+blocks to the same degree. It is not defined (–) for a task whose probabilities are all 0.""",
     "probabilities": """How many candidate edges ended at which probability. The more of them lie at 0 or 1,
 the less is lost when an edge is either taken or not; those right of the dotted line are more likely in than
 out.""",
-    "curves": """Losses, the first validation metric of each task and the edges' mean entropy over the steps
+    "curves": """Losses, the first validation metric of each task and the search's progress over the steps
 of all stages, laid end to end; a dotted line marks where a stage starts. Of long series the running
-mean is strong and single values are pale. At an entropy of 0.69 nat no edge is decided, at 0 all are.""",
+mean is strong and single values are pale. At an entropy of 0.69 nat nothing is decided, at 0 all is.""",
 }
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+SPREAD = ("mean ± deviation", "lowest", "highest")
 UNITS = "Angles are in degrees, depth errors in metres, all else is a fraction from 0 to 1."
-
-STYLE = """
-:root { --ink: #1f2430; --soft: #5b6474; --line: #e4e7ec; --back: #f6f7f9; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--back); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 8px; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 12px; }
-h3 { font-size: .95rem; margin: 20px 0 4px; }
-p { margin: 0; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px;
-  margin-top: 20px; }
-dl { display: flex; flex-wrap: wrap; gap: 12px 36px; margin: 20px 0 0; }
-dt { color: var(--soft); font-size: .82rem; }
-dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
-.soft { color: var(--soft); overflow-wrap: anywhere; }
-.note { color: var(--soft); font-size: .88rem; margin-top: 12px; }
-.scroll { overflow-x: auto; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 0 40px; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; }
-td + td { white-space: nowrap; }
-section > .scroll > table { max-width: 680px; }
-thead th { color: var(--soft); font-weight: 600; font-size: .82rem; }
-tbody th { padding-top: 14px; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th:last-child, td:last-child { padding-right: 0; }
-figure { margin: 0; }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-pre { margin: 0; padding: 14px 16px; background: var(--back); border-radius: 8px; overflow-x: auto;
-  font: .82rem/1.5 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace; }
-@media (max-width: 600px) {
-  main { padding: 24px 12px 40px; }
-  section { padding: 16px 14px; }
-  h1 { font-size: 1.5rem; }
-  table { font-size: .8rem; }
-  thead th { font-size: .75rem; }
-  th, td { padding: 5px 4px; }
-  dl { gap: 10px 24px; }
-  .wide img { max-width: none; width: 720px; }
-}
-@media print { body { background: #fff; } section { break-inside: avoid; border: 0; padding: 0; } }
-"""
-
-
-class Best(str):
-    """A cell of a table that is set in bold."""
 
 
 def write(run_dir: str | Path) -> Path:
@@ -90,29 +58,14 @@ def write(run_dir: str | Path) -> Path:
     sections = [
         _comparison(metrics),
         _spread(metrics),
+        _retrained(metrics),
         *_figures(run_dir / "figures"),
         _cost(metrics),
         _seconds(metrics),
         _origin(_text(run_dir / ".hydra" / "overrides.yaml"), config),
     ]
     title, head = _head(run_dir.resolve().name, yaml.safe_load(config), architecture, metrics)
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{escape(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-{head}
-{"".join(sections)}
-</main>
-</body>
-</html>
-"""
+    page = document(title, head, sections)
     files.write(run_dir / "report.html", page)
     return run_dir / "report.html"
 
@@ -142,9 +95,14 @@ def _head(run: str, config: Any, architecture: Mapping[str, Any], metrics: Metri
     facts = {}
     if candidates := architecture.get("candidates"):
         facts["fusion edges"] = f"{len(architecture['edges'])} of {len(candidates)}"
+    if architecture.get("kind") == "policy":
+        runs = ", ".join(f"{task} {sum(select)}" for task, select in architecture["select"].items())
+        facts["blocks run"] = f"{runs} of {len(architecture['blocks'])}"
     for line in costs(metrics):
         facts.update(zip(COSTS, line[1:]))
         break
+    if shared := backbone_cost(metrics):
+        facts["backbone parameters, against single-task"] = shared[1]
     if seconds := metrics.get("seconds"):
         facts["time"] = _duration(sum(seconds.values()))
     terms = "".join(
@@ -172,11 +130,11 @@ def _comparison(metrics: Metrics) -> str:
             groups.setdefault(row.task, []).append([row.name, *values, *gain])
         if groups:
             head = ["", *names, *(["gain"] if compared else [])]
-            content += f"<div><h3>{title}</h3>{_table(head, groups)}</div>"
+            content += f"<div><h3>{title}</h3>{table(head, groups)}</div>"
     note = f"The arrow points to the better; the best value is bold. {UNITS}"
     if compared:
         note += " Gain: of the derived network over the supernet, in percent of its value; + is better."
-    return _section("Metrics", content and f'<div class="pair">{content}</div>', note)
+    return section("Metrics", content and f'<div class="pair">{content}</div>', note)
 
 
 def _spread(metrics: Metrics) -> str:
@@ -185,13 +143,32 @@ def _spread(metrics: Metrics) -> str:
     for task in samples[0] if samples else ():
         for name in samples[0][task]:
             values = [sample[task][name] for sample in samples]
-            mean = f"{number(fmean(values))} ± {pstdev(values):.2g}"
-            groups.setdefault(task, []).append([words(name), mean, number(min(values)), number(max(values))])
+            groups.setdefault(task, []).append([words(name), *spread(values)])
+    note = f"On validation data: {len(samples)} architectures drawn by their probabilities, not retrained."
+    content = table(["", *SPREAD], groups) if groups else ""
+    return section("Stochastic discretisations", content, note)
+
+
+def _retrained(metrics: Metrics) -> str:
+    """How much the samples of a policy differ once they are trained, and where the chosen one lies."""
+    samples = metrics.get("retrained") or ()
+    if len(samples) < 2:
+        return ""
+    chosen, content = metrics["chosen"], ""
+    for split, title in SPLITS.items():
+        groups: dict[str, list[list[str]]] = {}
+        for row in retrained(metrics, split):
+            cells = [row.name, *spread(row.values), Best(number(row.values[chosen]))]
+            groups.setdefault(row.task, []).append(cells)
+        if groups:
+            content += f"<div><h3>{title}</h3>{table(['', *SPREAD, 'chosen'], groups)}</div>"
+    sizes = [sample["backbone_params"] for sample in samples]
     note = (
-        f"On validation data: {len(samples)} architectures drawn by the edges' probabilities, not retrained."
+        f"{len(samples)} samples of the policy were retrained, and the best was chosen on validation data, by "
+        "its loss: the validation values flatter it, the test values do not. The samples' backbones have "
+        f"{count(min(sizes))} to {count(max(sizes))} parameters, that of the chosen one {count(sizes[chosen])}."
     )
-    content = _table(["", "mean ± deviation", "lowest", "highest"], groups) if groups else ""
-    return _section("Stochastic discretisations", content, note)
+    return section("Retrained samples", content and f'<div class="pair">{content}</div>', note)
 
 
 def _figures(folder: Path) -> list[str]:
@@ -199,18 +176,8 @@ def _figures(folder: Path) -> list[str]:
     paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
     order = [name for name in CAPTIONS if name in paths] + [name for name in paths if name not in CAPTIONS]
     return [
-        _figure(words(name).capitalize(), paths[name].read_bytes(), CAPTIONS.get(name, "")) for name in order
+        figure(words(name).capitalize(), paths[name].read_bytes(), CAPTIONS.get(name, "")) for name in order
     ]
-
-
-def _figure(title: str, png: bytes, caption: str) -> str:
-    # At 0.7 of their 160 dots an inch the figures' letters are as large as the captions'.
-    width, height = (round(0.7 * pixels) for pixels in struct.unpack(">II", png[16:24]))
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    image = f'<img alt="{escape(title)}" width="{width}" height="{height}" src="{source}">'
-    wide = " wide" if width > 700 else ""
-    below = f'<figcaption class="note">{escape(caption)}</figcaption>'
-    return _section(title, f'<figure><div class="scroll{wide}">{image}</div>{below}</figure>')
 
 
 def _cost(metrics: Metrics) -> str:
@@ -219,7 +186,12 @@ def _cost(metrics: Metrics) -> str:
         "Of the finished network: for all tasks at once, what they share counted once, and for what a task "
         "alone needs. MACs are multiply-accumulate operations for one image."
     )
-    return _section("Cost", _table(["", *COSTS], {"": rows}) if rows else "", note)
+    if shared := backbone_cost(metrics):
+        note += (
+            f" Its backbone alone, what tasks share counted once, has {shared[0]} parameters: {shared[1]} against "
+            "the backbones of single-task networks."
+        )
+    return section("Cost", table(["", *COSTS], {"": rows}) if rows else "", note)
 
 
 def _seconds(metrics: Metrics) -> str:
@@ -228,7 +200,7 @@ def _seconds(metrics: Metrics) -> str:
         [words(stage), _duration(value)]
         for stage, value in {**seconds, "total": sum(seconds.values())}.items()
     ]
-    return _section("Time", _table(["stage", "wall time"], {"": rows}) if seconds else "")
+    return section("Time", table(["stage", "wall time"], {"": rows}) if seconds else "")
 
 
 def _duration(seconds: float) -> str:
@@ -245,28 +217,4 @@ def _origin(overrides: str, config: str) -> str:
         content += f"<h3>Command</h3><pre>{escape(command)}</pre>"
     if config:
         content += f"<h3>Configuration</h3><pre>{escape(config)}</pre>"
-    return _section("How it was made", content)
-
-
-def _table(head: Sequence[str], groups: Mapping[str, Iterable[Sequence[str]]]) -> str:
-    """A table of escaped cells, the rows in groups under a name."""
-    body = ""
-    for name, rows in groups.items():
-        if name:
-            body += f'<tr><th colspan="{len(head)}" scope="rowgroup">{escape(name)}</th></tr>'
-        for row in rows:
-            body += f"<tr>{''.join(map(_cell, row))}</tr>"
-    columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(text: str) -> str:
-    return f"<td><b>{escape(text)}</b></td>" if isinstance(text, Best) else f"<td>{escape(text)}</td>"
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    """A section of the page; nothing where it has no content."""
-    if not content:
-        return ""
-    below = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{content}{below}</section>\n"
+    return section("How it was made", content)

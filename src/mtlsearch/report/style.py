@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, told apart under every common colour blindness; purple is for chosen edges."""
-CHOSEN, CANDIDATE, INK = "#7B2CBF", "#A8A8A8", "#222222"
+CHOSEN, CANDIDATE, INK, SOFT = "#7B2CBF", "#A8A8A8", "#222222", "#555555"
 STYLE = {
     "figure.dpi": 160,
     "figure.constrained_layout.use": True,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from statistics import fmean, pstdev
 from typing import Any
 
 from rich import box
@@ -24,7 +25,7 @@ ARROWS = {True: "↑", False: "↓", None: ""}
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one task on one split, of every network that a run has evaluated."""
+    """One metric of one task on one split, of several networks."""
 
     task: str
     metric: str
@@ -63,7 +64,16 @@ def networks(metrics: Metrics) -> dict[str, Metrics]:
 
 def compare(metrics: Metrics, split: str) -> list[Row]:
     """A row for every metric that any of the networks has on a split, in the order of the directions."""
-    results = [by_task(network.get(split, {})) for network in networks(metrics).values()]
+    return _rows([network.get(split, {}) for network in networks(metrics).values()], metrics)
+
+
+def retrained(metrics: Metrics, split: str) -> list[Row]:
+    """A row for every metric that any retrained sample has on a split, its values in the samples' order."""
+    return _rows([sample.get(split, {}) for sample in metrics.get("retrained") or ()], metrics)
+
+
+def _rows(splits: Sequence[Metrics], metrics: Metrics) -> list[Row]:
+    results = [by_task(split) for split in splits]
     directions = metrics.get("directions", {})
     return [
         Row(task, name, directions.get(task, {}).get(name), tuple(r.get(task, {}).get(name) for r in results))
@@ -85,6 +95,23 @@ def costs(metrics: Metrics) -> Iterator[tuple[str, str, str, str]]:
         latency = row.get("latency_ms")
         milliseconds = f"{number(latency)} ms" if latency else "–"
         yield name, count(row.get("params")), count(row.get("macs")), milliseconds
+
+
+def backbone_cost(metrics: Metrics) -> tuple[str, str] | None:
+    """Parameters of the derived backbone, and their change to the backbones of single-task networks."""
+    cost = metrics.get("cost") or {}
+    own, separate = cost.get("backbone_params"), cost.get("single_task_backbone_params")
+    if own is None or not separate:
+        return None
+    return count(own), f"{100 * (own / separate - 1):+.1f} %"
+
+
+def spread(values: Sequence[float | None]) -> tuple[str, str, str]:
+    """Mean ± standard deviation, the lowest and the highest of those values that are there and finite."""
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    if not found:
+        return "–", "–", "–"
+    return f"{number(fmean(found))} ± {pstdev(found):.2g}", number(min(found)), number(max(found))
 
 
 def words(name: str) -> str:
@@ -111,7 +138,7 @@ def count(value: float | None) -> str:
 
 
 def show(metrics: Metrics, console: Console | None = None) -> None:
-    """Print the metrics of each task, supernet and derived network side by side, and the cost.
+    """Print each task's metrics, supernet and derived network side by side, the retrained samples', the cost.
 
     Args:
         metrics: the content of a `metrics.json`.
@@ -119,24 +146,19 @@ def show(metrics: Metrics, console: Console | None = None) -> None:
     """
     console = console or Console()
     for split, title in SPLITS.items():
-        rows = compare(metrics, split)
-        if not rows:
-            continue
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        table.add_column("task")
-        table.add_column("metric")
-        for network in networks(metrics):
-            table.add_column(network, justify="right")
-        task = None
-        for row in rows:
-            if task not in (None, row.task):
-                table.add_section()
-            values = [
-                Text(number(value), "bold green" if best else "") for value, best in zip(row.values, row.best)
-            ]
-            table.add_row(Text(row.task if row.task != task else ""), Text(row.name), *values)
-            task = row.task
-        console.print(table)
+        rows = [
+            (row, [Text(number(v), "bold green" if best else "") for v, best in zip(row.values, row.best)])
+            for row in compare(metrics, split)
+        ]
+        _show_rows(console, title, list(networks(metrics)), rows)
+    samples = metrics.get("retrained") or ()
+    for split, title in SPLITS.items() if len(samples) > 1 else ():
+        rows = [
+            (row, [Text(spread(row.values)[0]), Text(number(row.values[metrics["chosen"]]))])
+            for row in retrained(metrics, split)
+        ]
+        title = f"{title}, {len(samples)} retrained samples"
+        _show_rows(console, title, ["mean ± deviation", "chosen"], rows)
     if cost := list(costs(metrics)):
         table = Table(title="Cost", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         table.add_column("network")
@@ -145,3 +167,25 @@ def show(metrics: Metrics, console: Console | None = None) -> None:
         for line in cost:
             table.add_row(*map(Text, line))
         console.print(table)
+    if shared := backbone_cost(metrics):
+        console.print(Text(f"Backbone: {shared[0]} parameters, {shared[1]} against single-task networks"))
+
+
+def _show_rows(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[tuple[Row, Sequence[Text]]]
+) -> None:
+    """Print a table of metrics, if there are any, the tasks apart."""
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("task")
+    table.add_column("metric")
+    for column in columns:
+        table.add_column(column, justify="right")
+    task = None
+    for row, cells in rows:
+        if task not in (None, row.task):
+            table.add_section()
+        table.add_row(Text(row.task if row.task != task else ""), Text(row.name), *cells)
+        task = row.task
+    console.print(table)

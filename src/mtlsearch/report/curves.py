@@ -1,0 +1,136 @@
+"""The curves of a run: losses, metrics, and what the search logs about its own progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtlsearch.report.style import CHOSEN, PALETTE, styled
+from mtlsearch.report.tables import words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["curves", "panels"]
+
+SERIES = {"training, weights": PALETTE[0], "training, architecture": PALETTE[1], "validation": PALETTE[2]}
+Panel = tuple[str, str, dict[str, str]]
+"""A title, the y axis' label, and the columns to draw by what the legend calls them."""
+PROGRESS = {
+    "train/entropy": "entropy of a decision [nat]",
+    "train/sparsity": "sparsity loss",
+    "train/sharing": "sharing loss",
+    "train/open_blocks": "open blocks",
+    "train/temperature": "temperature",
+}
+"""What a search may log about itself, by column."""
+
+
+@styled
+def curves(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Losses, validation metrics and the search's progress over the steps of all stages, laid end to end.
+
+    A panel begins with the first stage that has a value for it and ends with the last one.
+
+    Args:
+        rows: the rows of a `metrics.csv` by column: `step`, `stage`, `train/weights/TASK`, `train/arch/TASK`,
+            `val/loss`, `val/TASK/METRIC`, those of `PROGRESS`; where a row has no value it is empty.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    drawn = panels(list(rows[0]))
+    stages: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        stages.setdefault(row.get("stage") or "", []).append(row)
+    # A stage counts its steps from zero.
+    ends = np.cumsum([0.0] + [max(float(row["step"]) for row in part) for part in stages.values()])
+    width, inches = (min(2, len(drawn)), 4.2) if len(drawn) <= 6 else (3, 3.1)
+    height = math.ceil(len(drawn) / width)
+    figure = Figure(figsize=(inches * width, 2.6 * height))
+    for index, (title, unit, series) in enumerate(drawn):
+        axes = figure.add_subplot(height, width, index + 1)
+        filled = []
+        for stage, (start, part) in enumerate(zip(ends, stages.values())):
+            for label, name in series.items():
+                points = [(start + float(row["step"]), float(row[name])) for row in part if row.get(name)]
+                points = [point for point in points if math.isfinite(point[1])]
+                _draw_series(axes, points, SERIES.get(label, CHOSEN))
+                filled += [stage] if points else []
+        first, last = (filled[0], filled[-1]) if filled else (0, len(stages) - 1)
+        _mark_stages(axes, list(stages)[first : last + 1], ends[first : last + 2].tolist(), 0.08 / inches)
+        axes.set_title(title, loc="left", pad=16)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(unit)
+    used = {label for _, _, series in drawn for label in series}
+    key = [Line2D([], [], color=colour, label=label) for label, colour in SERIES.items() if label in used]
+    if len(key) > 1:
+        figure.legend(handles=key, loc="outside lower center", ncols=len(key))
+    return figure
+
+
+def panels(names: Sequence[str]) -> list[Panel]:
+    """What these columns allow to draw: each task's losses and first metric, the total loss, the progress."""
+    parts = [name.split("/") for name in names]
+    trained = [part[2] for part in parts if part[:2] in (["train", "weights"], ["train", "arch"])]
+    judged = [part[1] for part in parts if part[0] == "val" and len(part) == 3]
+    found: list[Panel] = []
+    for task in dict.fromkeys(trained + judged):
+        sources = (f"train/weights/{task}", f"train/arch/{task}", f"val/{task}/loss")
+        losses = {label: name for label, name in zip(SERIES, sources) if name in names}
+        found.append((task, "loss", losses))
+        metrics = [name for name in names if name.startswith(f"val/{task}/") and name not in sources]
+        for name in metrics[:1]:
+            unit = " [°]" if name.endswith("_angle") else ""
+            found += [(task, words(name.split("/")[2]) + unit, {"validation": name})]
+    if "val/loss" in names:
+        found.append(("all tasks", "weighted loss", {"validation": "val/loss"}))
+    found += [("progress", unit, {unit: name}) for name, unit in PROGRESS.items() if name in names]
+    return [panel for panel in found if panel[2]]
+
+
+def _draw_series(axes: Axes, points: Sequence[tuple[float, float]], colour: str) -> None:
+    """A line; a long one pale, with its running mean over a twentieth of its length."""
+    if not points:
+        return
+    steps, values = np.array(sorted(points)).T
+    window = len(values) // 20
+    if window < 3:
+        dots = "o-" if len(values) < 20 else "-"
+        axes.plot(steps, values, dots, color=colour, markersize=3, clip_on=False)
+        return
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
+    axes.plot(steps[window // 2 :][: len(mean)], mean, color=colour)
+
+
+def _mark_stages(axes: Axes, names: Sequence[str], ends: Sequence[float], letter: float) -> None:
+    """The stages' names above the axes, the first at the left, the last at the right; lines between them.
+
+    Where names would overlap, those of longer stages stay.
+
+    Args:
+        axes: what to mark.
+        names: the stages' names.
+        ends: where the first begins, then where each ends.
+        letter: the width of a letter, as a share of the axes' width.
+    """
+    above = axes.get_xaxis_transform()
+    length = max(ends[-1] - ends[0], 1)
+    taken: list[tuple[float, float]] = []
+    for index in sorted(range(len(names)), key=lambda index: ends[index] - ends[index + 1]):
+        name, start, end = words(names[index]), ends[index], ends[index + 1]
+        side = "left" if index == 0 else "right" if index == len(names) - 1 else "center"
+        place = {"left": start, "right": end, "center": (start + end) / 2}[side]
+        wide = (len(name) + 1) * letter * length
+        left = place - wide * {"left": 0, "right": 1, "center": 0.5}[side]
+        if all(left + wide <= other or left >= other_end for other, other_end in taken):
+            taken.append((left, left + wide))
+            axes.text(place, 1.03, name, transform=above, fontsize=7.5, color="#666666", ha=side)
+        if index:
+            axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set_xlim(ends[0], ends[0] + length)
