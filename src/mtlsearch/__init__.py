@@ -9,12 +9,12 @@ result.network(image)  # {task: prediction}
 
 from mtlsearch import backbones, data, tasks
 from mtlsearch.architecture import Architecture
-from mtlsearch.baselines import SingleTask
+from mtlsearch.baselines import Baseline, HardSharing, RandomPolicy, SingleTask, StochasticDepth
 from mtlsearch.cost import cost
 from mtlsearch.multitask import MultiTask
 from mtlsearch.search import Result, load, search
 from mtlsearch.searcher import Searcher
-from mtlsearch.searchers import MTLNAS
+from mtlsearch.searchers import MTLNAS, AdaShare
 from mtlsearch.supernet import Supernet
 from mtlsearch.task import Target, Task
 
@@ -22,11 +22,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MTLNAS",
+    "AdaShare",
     "Architecture",
+    "Baseline",
+    "HardSharing",
     "MultiTask",
+    "RandomPolicy",
     "Result",
     "Searcher",
     "SingleTask",
+    "StochasticDepth",
     "Supernet",
     "Target",
     "Task",

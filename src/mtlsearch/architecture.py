@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from mtlsearch.backbones import Backbone
+from mtlsearch.backbones import Backbone, load
 from mtlsearch.task import Task
+from mtlsearch.tasks import from_spec
 
 KINDS: dict[str, type[Architecture]] = {}
 """Every kind of architecture whose module has been imported."""
@@ -92,3 +93,56 @@ class Architecture(ABC):
         architecture = cls(**content)
         architecture.check()
         return architecture
+
+
+def specs_of(tasks: Sequence[Task]) -> dict[str, dict[str, Any] | None]:
+    """The field `tasks` for these tasks."""
+    return {task.name: dict(task.spec) if task.spec is not None else None for task in tasks}
+
+
+def tasks_of(architecture: Architecture, tasks: Sequence[Task] | None) -> list[Task]:
+    """An architecture's tasks: those given, checked against its names, or built from their specs."""
+    if tasks is None:
+        own = [name for name, spec in architecture.tasks.items() if spec is None]
+        if own:
+            raise ValueError(f"Tasks {own} are not built-in ones: pass all tasks as `tasks=`.")
+        return [from_spec(name, spec) for name, spec in architecture.tasks.items() if spec is not None]
+    if [task.name for task in tasks] != list(architecture.tasks):
+        raise ValueError(
+            f"The architecture is for tasks {list(architecture.tasks)}, not {[t.name for t in tasks]}."
+        )
+    return list(tasks)
+
+
+def check_spec(backbone: Any) -> None:
+    """Raise a ValueError unless this is a backbone's {"name", "arguments"}, or None."""
+    if backbone is not None and not (
+        isinstance(backbone, dict)
+        and backbone.keys() == {"name", "arguments"}
+        and isinstance(backbone["name"], str)
+        and isinstance(backbone["arguments"], dict)
+    ):
+        raise ValueError(f"backbone must be null or have a name and arguments, not {backbone!r}.")
+
+
+def backbone_of(spec: Mapping[str, Any] | None, given: Backbone | None) -> Backbone:
+    """The backbone given, or one of this spec with fresh weights."""
+    if given is not None:
+        return given
+    if spec is None:
+        raise ValueError("The backbone is not a timm model: pass it as `backbone=`.")
+    # Nothing but the structure comes from the file: timm would unpickle a checkpoint.
+    arguments = {**spec["arguments"], "pretrained": False, "checkpoint_path": None}
+    try:
+        return load(spec["name"], **arguments)
+    except Exception as error:
+        raise ValueError(f"The backbone {dict(spec)} cannot be built: {error}") from error
+
+
+def check_paths(expected: Sequence[str], found: Sequence[str]) -> None:
+    """Raise a ValueError where a backbone's layers are not those that an architecture names."""
+    if list(expected) != list(found):
+        raise ValueError(
+            f"The backbone's layers {list(found)} are not those of the architecture, {list(expected)}: another "
+            "model, or another version of timm."
+        )

@@ -20,9 +20,10 @@ def cost(network: nn.Module, image: Tensor, tasks: list[str], *, repeats: int = 
         repeats: runs whose median is the latency.
 
     Returns:
-        {"params", "macs", "latency_ms", "per_task": {task: {"params", "macs"}}}. Parameters are counted once,
-        however often they are used; MACs are those of convolutions and matrix products, half of what torch's
-        FlopCounterMode counts; a task alone has the parameters that its prediction depends on.
+        {"params", "backbone_params", "macs", "latency_ms", "per_task": {task: {"params", "macs"}}}. Parameters
+        are counted once, however often they are used; those of the backbone leave the heads out. MACs are
+        those of convolutions and matrix products, half of what torch's FlopCounterMode counts; a task alone
+        has the parameters that its prediction depends on.
     """
     training = network.training
     network.eval()
@@ -30,6 +31,7 @@ def cost(network: nn.Module, image: Tensor, tasks: list[str], *, repeats: int = 
         with torch.no_grad():
             result: dict[str, Any] = {
                 "params": sum(p.numel() for p in network.parameters()),
+                "backbone_params": backbone_params(network),
                 "macs": _macs(network, image, tasks),
                 "latency_ms": _latency(network, image, tasks, repeats),
             }
@@ -40,6 +42,11 @@ def cost(network: nn.Module, image: Tensor, tasks: list[str], *, repeats: int = 
     finally:
         network.train(training)
     return result
+
+
+def backbone_params(network: nn.Module) -> int:
+    """Parameters of everything but what is under `heads`."""
+    return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("heads."))
 
 
 def _macs(network: nn.Module, image: Tensor, tasks: list[str]) -> int:

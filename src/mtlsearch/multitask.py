@@ -20,6 +20,11 @@ GROUPS = ("weights", "arch")
 """The parameter groups, each with an optimiser of its own, in this order."""
 
 
+def parts_of(batch: Batch) -> list[Batch]:
+    """The batches of different images that one step takes: of {"parts": [...]} those, else the batch itself."""
+    return list(batch["parts"]) if batch.keys() == {"parts"} else [batch]
+
+
 class MultiTask(pl.LightningModule):
     """Trains a network on the weighted sum of its tasks' losses.
 
@@ -39,6 +44,11 @@ class MultiTask(pl.LightningModule):
         unpack: turns a batch of a foreign format into ours: {"image": (B, 3, H, W), task: target, ...}.
         stage: what this training is called in a run.
     """
+
+    recomputes_statistics = False
+    """Whether a run computes BatchNorm's running statistics anew for the finished network."""
+    single_task_backbone_params: int | None = None
+    """Parameters of the backbones of single-task networks, heads left out, to compare with."""
 
     def __init__(
         self,
@@ -115,7 +125,7 @@ class MultiTask(pl.LightningModule):
             if not count:
                 raise ValueError(
                     f"Task {name!r} had no label in the whole of epoch {self.current_epoch}: leave it out of "
-                    "`tasks`, or name its targets after it."
+                    "`tasks`, name its targets after it, or take more batches an epoch."
                 )
         broken = [name for name, parameter in self.net.named_parameters() if not parameter.isfinite().all()]
         if broken:  # a loss may be finite and its gradient not
@@ -155,9 +165,20 @@ class MultiTask(pl.LightningModule):
 
     def terms(self, group: str, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """What an update minimises the sum of, by name: here the weighted loss of each task."""
-        tasks = [task for task in self.active_tasks(batch_index) if task.name in batch]
-        predictions = self.net(batch["image"], [task.name for task in tasks])
-        terms, means = self.losses(predictions, batch)
+        active = [task.name for task in self.active_tasks(batch_index)]
+        predictions: dict[str, Tensor] = {}
+        targets: dict[str, Any] = {}
+        for part in parts_of(batch):
+            own = {name: part[name] for name in active if name in part}
+            if own:
+                predictions |= self.net(part["image"], list(own))
+                targets |= own
+        if not predictions:
+            raise ValueError(
+                f"The step of epoch {self.current_epoch}, batch {batch_index} takes the losses of {active}, for "
+                "which the batch has no target: let every batch have one, as PerTask(..., together=True) does."
+            )
+        terms, means = self.losses(predictions, targets)
         for name, mean in means.items():
             self.log(f"train/{group}/{name}", mean, on_step=False, on_epoch=True, batch_size=1)
         self.check_finite(means, group, batch_index)
@@ -204,7 +225,9 @@ class MultiTask(pl.LightningModule):
         )
 
     def _checked(self, batch: Any) -> Batch:
-        """A batch in our format, with a picture and at least one task's target in it."""
+        """A batch in our format, with a picture and at least one task's target in it or in each of its parts."""
+        if isinstance(batch, Mapping) and batch.keys() == {"parts"}:
+            return {"parts": [self._checked(part) for part in batch["parts"]]}
         batch = self.unpack(batch) if self.unpack is not None else batch
         if not isinstance(batch, Mapping) or "image" not in batch:
             found = list(batch) if isinstance(batch, Mapping) else type(batch).__name__

@@ -210,11 +210,22 @@ def make(settings: Settings) -> tuple[Any, Any]:
 
 
 def make_datamodule(settings: Settings) -> Any:
-    """The data set, called with `head`, `seed` and, unless they are null, the names of the tasks."""
-    tasks, arguments = settings["tasks"], {"head": settings["head"], "seed": settings["seed"]}
+    """The data set, called with `head`, `seed` and, unless they are null, the names of the tasks.
+
+    One with an entry `datasets` is called with these, made likewise, in place of `head`.
+    """
+    tasks, node = settings["tasks"], dict(settings["dataset"])
+    arguments = {"head": settings["head"], "seed": settings["seed"]}
+    if "datasets" in node:
+        del arguments["head"]
+        parts = node.pop("datasets")
+        arguments["datasets"] = {
+            name: make_datamodule({**settings, "tasks": None, "dataset": part})
+            for name, part in parts.items()
+        }
     if tasks is not None:
         arguments["tasks"] = [tasks] if isinstance(tasks, str) else tasks
-    return build(settings["dataset"], **arguments)
+    return build(node, **arguments)
 
 
 def build(node: Settings, *args: Any, **kwargs: Any) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import nn
 
 from mtlsearch import callbacks, files
 from mtlsearch.architecture import Architecture
-from mtlsearch.cost import cost
-from mtlsearch.multitask import Batch, MultiTask
+from mtlsearch.cost import backbone_params, cost
+from mtlsearch.multitask import Batch, MultiTask, average_buffers
 from mtlsearch.namespace import check_trainer, pl, rank_zero_info
+from mtlsearch.nn.statistics import recompute_statistics
 from mtlsearch.searcher import Searcher
 from mtlsearch.task import Task, metric_directions
 
@@ -69,12 +71,17 @@ def search(
     while stage is not None:
         seconds[stage.stage] = fit(stage, datamodule, trainer(stage.stage), dir)
         stage = searcher.next_stage(stage)
-    architecture, network = searcher.derive(), searcher.network().eval()
     evaluator = trainer("evaluate")
-    metrics = evaluate_all(searcher, network, datamodule, evaluator)
+    finalists = [(architecture, network.eval()) for architecture, network in searcher.finalists()]
+    if searcher.recomputes_statistics:
+        for _, network in finalists:
+            recompute(network, searcher, datamodule, evaluator)
+    (architecture, network), metrics = choose(searcher, finalists, datamodule, evaluator)
     if evaluator.is_global_zero:
         image = _one_image(datamodule, searcher.unpack)
         metrics["cost"] = cost(network.cpu(), image, [task.name for task in searcher.tasks])
+        if searcher.single_task_backbone_params is not None:
+            metrics["cost"]["single_task_backbone_params"] = searcher.single_task_backbone_params
         metrics["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
         files.write(dir / "architecture.json", architecture.to_json())
         files.write(dir / "model.safetensors", save(_whole(network)))
@@ -97,20 +104,60 @@ def fit(stage: MultiTask, datamodule: pl.LightningDataModule, trainer: pl.Traine
     return clock.seconds
 
 
-def evaluate_all(
-    searcher: Any, network: nn.Module, datamodule: pl.LightningDataModule, trainer: pl.Trainer
-) -> Metrics:
-    """Metrics of the finished network on validation and test data; for a search, of its supernet too, and of
-    samples of its architecture on validation data."""
+def recompute(
+    network: nn.Module,
+    searcher: Any,
+    datamodule: pl.LightningDataModule,
+    trainer: pl.Trainer,
+    *,
+    batches: int = 200,
+) -> None:
+    """Compute the running statistics of a network's BatchNorm anew, from so many training batches at most."""
+    loader: Any = datamodule.train_dataloader()
+    device = trainer.strategy.root_device
+    names = [task.name for task in searcher.tasks]
+
+    def images() -> Iterator[tuple[torch.Tensor, list[str]]]:
+        for batch in islice(loader, batches):
+            batch = searcher.unpack(batch) if searcher.unpack is not None else batch
+            yield batch["image"].to(device), [name for name in names if name in batch]
+
+    recompute_statistics(network.to(device), images())
+    average_buffers(network)
+
+
+Finalist = tuple[Architecture, nn.Module]
+
+
+def choose(
+    searcher: Any, finalists: Sequence[Finalist], datamodule: pl.LightningDataModule, trainer: pl.Trainer
+) -> tuple[Finalist, Metrics]:
+    """The finalist with the lowest validation loss, and the metrics of the run.
+
+    These are its own on validation and test data; those of every finalist where there are several; for a
+    search, of its supernet too, and of samples of its architecture on validation data.
+    """
 
     def measure(network: nn.Module, splits: Sequence[str] = ("val", "test")) -> Metrics:
         return evaluate(network, searcher.tasks, datamodule, trainer, splits=splits, unpack=searcher.unpack)
 
-    metrics = measure(network)
+    measured = [measure(network) for _, network in finalists]
+    best = min(range(len(finalists)), key=lambda i: measured[i]["val"]["loss"])
+    metrics = dict(measured[best])
+    if len(finalists) > 1:
+        metrics["retrained"] = [
+            {
+                **found,
+                "backbone_params": backbone_params(network),
+                "select": getattr(architecture, "select", None),
+            }
+            for found, (architecture, network) in zip(measured, finalists)
+        ]
+        metrics["chosen"] = best
     if isinstance(searcher, Searcher):
         metrics["supernet"] = measure(searcher.net)
         generator = torch.Generator().manual_seed(searcher.seed)
-        known: dict[str, Any] = {searcher.derive().to_json(): metrics["val"]}
+        known: dict[str, Any] = {finalists[best][0].to_json(): metrics["val"]}
         metrics["samples"] = []
         for _ in range(getattr(searcher, "samples", 0)):
             sample = searcher.net.sample(generator)
@@ -119,7 +166,7 @@ def evaluate_all(
                 known[key] = measure(searcher.net.extract(sample), splits=("val",))["val"]
             metrics["samples"].append(known[key])
     metrics["directions"] = metric_directions(searcher.tasks)
-    return metrics
+    return finalists[best], metrics
 
 
 def evaluate(

@@ -75,6 +75,10 @@ class Searcher(MultiTask):
         """The derived network with the trained weights: `network(image) -> {task: prediction}`."""
         return self.net.extract(self.derive())
 
+    def finalists(self) -> list[tuple[Architecture, nn.Module]]:
+        """What a run evaluates, each with its trained network: the best on validation data is its result."""
+        return [(self.derive(), self.network())]
+
     # How it trains.
 
     def parameters_of(self, group: str) -> list[nn.Parameter]:
@@ -120,17 +124,25 @@ class Searcher(MultiTask):
         batch = self._checked(batch)
         if len(groups) == 1:
             return {groups[0]: batch}
-        size = len(batch["image"])
-        if size < 2:
-            raise ValueError(
-                "A batch of one image cannot be halved between weights and arch parameters: take a larger "
-                "batch, drop the last one, or wrap the data in mtlsearch.data.Bilevel."
-            )
-        half = size - size // 2
-        return {
-            "weights": {key: value[:half] for key, value in batch.items()},
-            "arch": {key: value[half:] for key, value in batch.items()},
-        }
+        return dict(zip(("weights", "arch"), halved(batch)))
+
+
+def halved(batch: Batch) -> tuple[Batch, Batch]:
+    """Disjoint halves of a batch, or of each of its parts; the odd image goes to the first."""
+    if batch.keys() == {"parts"}:
+        pairs = [halved(part) for part in batch["parts"]]
+        return {"parts": [first for first, _ in pairs]}, {"parts": [second for _, second in pairs]}
+    size = len(batch["image"])
+    if size < 2:
+        raise ValueError(
+            "A batch of one image cannot be halved between weights and arch parameters: take a larger batch, "
+            "drop the last one, or wrap the data in mtlsearch.data.Bilevel."
+        )
+    half = size - size // 2
+    return (
+        {key: value[:half] for key, value in batch.items()},
+        {key: value[half:] for key, value in batch.items()},
+    )
 
 
 @contextmanager

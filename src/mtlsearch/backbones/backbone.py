@@ -28,6 +28,7 @@ class Node:
         channels: of its output.
         axis: which axis of the output holds them, 1 (B, C, H, W) or -1 (B, N, C) and (B, H, W, C).
         signed: whether outputs may be negative.
+        keeps_shape: whether its output has its input's shape.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Node:
     channels: int
     axis: int
     signed: bool
+    keeps_shape: bool
 
 
 class Backbone(nn.Module):
@@ -44,7 +46,8 @@ class Backbone(nn.Module):
         model: called with a normalised image, gives a list of feature maps, finest first.
         paths: module paths of its nodes in order of execution, each with its stage.
         mean, std: per channel of an RGB image in [0, 1].
-        size: (H, W) of the image with which shapes are probed.
+        size: (H, W) of the image with which shapes are probed; (1, T) where `tokens` is given.
+        tokens: number of token ids of a model that reads text, (B, T) long; its features are (B, C, 1, T).
         spec: {"name", "arguments"} to build it again by `load`; None for a module of yours.
     """
 
@@ -59,6 +62,7 @@ class Backbone(nn.Module):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         size: tuple[int, int] = (64, 64),
+        tokens: int | None = None,
         spec: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -70,15 +74,32 @@ class Backbone(nn.Module):
                 module.inplace = False  # a node's output is read again after the next layer
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        outputs, features = _probe(self, [path for path, _ in paths], size)
+        self.size = size
+        self.tokens = tokens
+        inputs, outputs, features = _probe(self, [path for path, _ in paths])
+        axes = {path: _axis(output, tokens is not None) for path, output in outputs.items()}
         self.nodes = tuple(
-            Node(path, stage, _channels(outputs[path]), _axis(outputs[path]), bool((outputs[path] < 0).any()))
+            Node(
+                path,
+                stage,
+                channels=outputs[path].shape[axes[path]],
+                axis=axes[path],
+                signed=bool((outputs[path] < 0).any()),
+                keeps_shape=inputs[path] == outputs[path].shape,
+            )
             for path, stage in paths
         )
-        self._channels_first = [_axis(feature) == 1 for feature in features]
-        self.channels = [_channels(feature) for feature in features]
-        heights = [feature.shape[2 if first else 1] for feature, first in zip(features, self._channels_first)]
-        self.strides = [round(size[0] / height) for height in heights]
+        self._channels_first = [_axis(feature, tokens is not None) == 1 for feature in features]
+        self.channels = [f.shape[1 if first else -1] for f, first in zip(features, self._channels_first)]
+        widths = [f.shape[3 if first else 2] for f, first in zip(features, self._channels_first)]
+        self.strides = [round(size[1] / width) for width in widths]
+
+    def example(self) -> Tensor:
+        """A random image of one sample, normalised, or a text, with which shapes are probed."""
+        generator = torch.Generator().manual_seed(0)
+        if self.tokens is not None:
+            return torch.randint(self.tokens, (1, self.size[1]), generator=generator)
+        return torch.randn(1, len(self.mean), *self.size, generator=generator)
 
     def normalize(self, image: Tensor) -> Tensor:
         """An RGB image in [0, 1] as `model` wants it; anything but floats (token ids) as it is."""
@@ -91,7 +112,10 @@ class Backbone(nn.Module):
         ]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (B, 3, H, W) to feature maps (B, C, H / stride, W / stride), finest first."""
+        """Image (B, 3, H, W) to feature maps (B, C, H / stride, W / stride), finest first.
+
+        A text (B, T) gives (B, C, 1, T / stride).
+        """
         return self.pyramid(self.model(self.normalize(image)))
 
     def again(self) -> Backbone:
@@ -110,13 +134,13 @@ def load(
     size: int | None = None,
     **timm_arguments: Any,
 ) -> Backbone:
-    """A timm model as a `Backbone`.
+    """A timm model, or "vdcnn" with the arguments of `mtlsearch.backbones.vdcnn`, as a `Backbone`.
 
     Nodes are the blocks that the model's `group_matcher` names, VGG's convolution layers (convolution, norm
     and activation together), and a level of the pyramid before the first block (ResNet's stem).
 
     Args:
-        name: any name of `timm.list_models()`.
+        name: any name of `timm.list_models()`, or "vdcnn".
         pretrained: start from timm's weights, which are downloaded unless they are cached.
         output_stride: keep the coarsest features at this stride (8, 16 or 32), dilating what follows.
         blocks: module paths of the nodes, where the model names none or you want others.
@@ -126,13 +150,15 @@ def load(
     Raises:
         ValueError: no such model; a path in `blocks` that is not in it.
     """
+    given = {"pretrained": pretrained, "output_stride": output_stride, "blocks": blocks, "size": size}
+    if name == "vdcnn":
+        return _own({**given, **timm_arguments})
     import timm
 
     known = timm.list_models()
     if name.split(".")[0] not in known:
         near = difflib.get_close_matches(name, known, n=3) or ["resnet18"]
         raise ValueError(f"No timm model is called {name!r}. Did you mean {' or '.join(near)}?")
-    given = {"pretrained": pretrained, "output_stride": output_stride, "blocks": blocks, "size": size}
     spec = {"name": name, "arguments": {k: v for k, v in given.items() if v} | timm_arguments}
     config: Any = timm.get_pretrained_cfg(name)
     own_dilation = name.startswith("vgg")
@@ -159,6 +185,17 @@ def load(
     )
 
 
+def _own(arguments: dict[str, Any]) -> Backbone:
+    """The backbone that is not timm's."""
+    from mtlsearch.backbones.vdcnn import vdcnn
+
+    given = {name: value for name, value in arguments.items() if value is not None and value is not False}
+    try:
+        return vdcnn(**given)
+    except TypeError as error:
+        raise ValueError(f"The backbone 'vdcnn' cannot be made from {given}: {error}.") from error
+
+
 def from_module(
     model: nn.Module,
     blocks: Sequence[str],
@@ -166,40 +203,55 @@ def from_module(
     size: tuple[int, int] = (64, 64),
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    tokens: int | None = None,
+    spec: dict[str, Any] | None = None,
 ) -> Backbone:
     """A module of yours as a `Backbone`: it gives a list of feature maps, and `blocks` are paths in it.
 
-    Layers whose outputs have the same channels and size in a row make a stage.
+    Layers whose outputs have the same channels and size in a row make a stage. The other arguments are those of
+    `Backbone`.
     """
-    probe = Backbone(model, [(path, 0) for path in blocks], size=size, mean=mean, std=std)
-    outputs, _ = _probe(probe, list(blocks), size)
+    settings: dict[str, Any] = {"size": size, "mean": mean, "std": std, "tokens": tokens, "spec": spec}
+    probe = Backbone(model, [(path, 0) for path in blocks], **settings)
+    _, outputs, _ = _probe(probe, list(blocks))
     stages: list[int] = []
     last = None
     for path in blocks:
         stages.append((stages[-1] + (outputs[path].shape != last)) if stages else 0)
         last = outputs[path].shape
-    return Backbone(model, list(zip(blocks, stages)), size=size, mean=mean, std=std)
+    return Backbone(model, list(zip(blocks, stages)), **settings)
 
 
 def _probe(
-    backbone: Backbone, paths: Sequence[str], size: tuple[int, int]
-) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """The nodes' outputs and the features for a random image; a ValueError where a path names no tensor."""
+    backbone: Backbone, paths: Sequence[str]
+) -> tuple[dict[str, torch.Size | None], dict[str, Tensor], list[Tensor]]:
+    """Shapes of the nodes' inputs, their outputs, and the features for a random image.
+
+    Raises:
+        ValueError: a path names no module, or one that does not give one tensor.
+    """
     modules = dict(backbone.model.named_modules())
     for path in paths:
         if path not in modules:
             near = difflib.get_close_matches(path, modules, n=3) or list(modules)[1:4]
             raise ValueError(f"The backbone has no module {path!r}. Near it are {near}.")
+    inputs: dict[str, torch.Size | None] = {}
     outputs: dict[str, Tensor] = {}
+
+    def look(path: str, arguments: tuple[Any, ...], output: Any) -> None:
+        inputs[path] = arguments[0].shape if arguments and isinstance(arguments[0], Tensor) else None
+        outputs[path] = output
+
     hooks = [
-        modules[path].register_forward_hook(lambda _, __, output, path=path: outputs.update({path: output}))
+        modules[path].register_forward_hook(
+            lambda _, arguments, output, path=path: look(path, arguments, output)
+        )
         for path in paths
     ]
     training = backbone.training
     backbone.eval()
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        features = backbone.model(torch.randn(1, len(backbone.mean), *size, generator=generator))
+        features = backbone.model(backbone.example())
     backbone.train(training)
     for hook in hooks:
         hook.remove()
@@ -208,13 +260,12 @@ def _probe(
             raise ValueError(
                 f"{path!r} cannot be a node: it gives {type(outputs.get(path)).__name__}, not one tensor."
             )
-    return outputs, list(features)
+    return inputs, outputs, list(features)
 
 
-def _axis(output: Tensor) -> int:
-    """Where the channels are: first of (B, C, H, W), last of (B, N, C) and (B, H, W, C) of a square image."""
-    return 1 if output.ndim == 4 and output.shape[2] == output.shape[3] else -1
+def _axis(output: Tensor, is_text: bool) -> int:
+    """Where the channels are: first of (B, C, H, W) and a text's (B, C, 1, T), last of (B, N, C) and (B, H, W, C).
 
-
-def _channels(output: Tensor) -> int:
-    return output.shape[_axis(output)]
+    Images are square here.
+    """
+    return 1 if output.ndim == 4 and (is_text or output.shape[2] == output.shape[3]) else -1

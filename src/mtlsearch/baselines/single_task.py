@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from mtlsearch.backbones import Backbone, load
-from mtlsearch.multitask import MultiTask
-from mtlsearch.searchers.fusion import FusionArchitecture, fusion_architecture
+from mtlsearch.baselines.baseline import Baseline
+from mtlsearch.searchers.fusion import fusion_architecture
 from mtlsearch.task import Task
 
 
-class SingleTask(MultiTask):
+class SingleTask(Baseline):
     """One backbone and head a task, with nothing shared.
 
     Args:
@@ -35,16 +35,6 @@ class SingleTask(MultiTask):
     ) -> None:
         torch.manual_seed(seed)
         backbone = load(backbone, pretrained=pretrained) if isinstance(backbone, str) else backbone
-        self.architecture = fusion_architecture(tasks, backbone.spec, backbone.nodes)
-        super().__init__(
-            self.architecture.build(tasks, backbone), tasks, seed=seed, **{"stage": "single_task", **training}
-        )
-
-    def first_stage(self) -> MultiTask:
-        return self
-
-    def next_stage(self, finished: MultiTask) -> None:
-        return None
-
-    def derive(self) -> FusionArchitecture:
-        return self.architecture
+        architecture = fusion_architecture(tasks, backbone.spec, backbone.nodes)
+        network = architecture.build(tasks, backbone)
+        super().__init__(architecture, network, tasks, seed=seed, **{"stage": "single_task", **training})

@@ -3,6 +3,9 @@
 from mtlsearch.data.augment import Augment
 from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.data.collate import Collate
+from mtlsearch.data.domains import domains
 from mtlsearch.data.module import Samples, TaskData
+from mtlsearch.data.per_task import PerTask
+from mtlsearch.data.text import Text, texts
 
-__all__ = ["Augment", "Bilevel", "Collate", "Samples", "TaskData"]
+__all__ = ["Augment", "Bilevel", "Collate", "PerTask", "Samples", "TaskData", "Text", "domains", "texts"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader
 
-from mtlsearch.data.sampling import Shuffled
+from mtlsearch.data.sampling import Interleaved, Shuffled, is_indexed
 from mtlsearch.namespace import pl
 
 
 class Bilevel(pl.LightningDataModule):
-    """Splits the training data of any datamodule whose loader has a map-style data set.
+    """Splits the training data of any datamodule whose loader has a map-style data set, or of a `PerTask`, each
+    data set on its own.
 
     A training batch is {"weights": batch, "arch": batch}; validation and test are the datamodule's own.
 
@@ -50,28 +50,17 @@ class Bilevel(pl.LightningDataModule):
 
     def train_dataloader(self) -> Mapping[str, DataLoader]:
         loader = self.datamodule.train_dataloader()
-        dataset: Any = getattr(loader, "dataset", None)
-        indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
-        if not indexed or loader.batch_size is None:
-            raise ValueError(
-                "Bilevel needs a DataLoader with a batch_size over a data set with a length, not "
-                f"{type(loader).__name__} over {type(dataset).__name__}: let train_dataloader() give "
-                "{'weights': ..., 'arch': ...} itself."
-            )
-        settings = {"seed": self.seed, "batch_size": loader.batch_size}
-        if self.redraw:
-            samplers = {
-                group: Shuffled(dataset, part=(number, 2), **settings)
-                for number, group in enumerate(("weights", "arch"))
-            }
-        else:
-            order = np.random.default_rng(self.seed).permutation(len(dataset))
-            cut = round(len(order) * self.arch_fraction)
-            samplers = {
-                group: Shuffled(dataset, indices=indices, **settings)
-                for group, indices in (("weights", order[cut:]), ("arch", order[:cut]))
-            }
-        return {group: self._loader(loader, sampler) for group, sampler in samplers.items()}
+        sampler = getattr(loader, "sampler", None)
+        if not isinstance(sampler, Interleaved):
+            if not is_indexed(loader):
+                raise ValueError(
+                    "Bilevel needs a DataLoader with a batch_size over a data set with a length, not "
+                    f"{type(loader).__name__} over {type(getattr(loader, 'dataset', None)).__name__}: let "
+                    "train_dataloader() give {'weights': ..., 'arch': ...} itself."
+                )
+            sampler = Shuffled(loader.dataset, seed=self.seed, batch_size=loader.batch_size)
+        weights, arch = sampler.split(None if self.redraw else self.arch_fraction, self.seed)
+        return {"weights": self._loader(loader, weights), "arch": self._loader(loader, arch)}
 
     def val_dataloader(self) -> Any:
         return self.datamodule.val_dataloader()
@@ -80,7 +69,7 @@ class Bilevel(pl.LightningDataModule):
         return self.datamodule.test_dataloader()
 
     @staticmethod
-    def _loader(like: DataLoader, sampler: Shuffled) -> DataLoader:
+    def _loader(like: DataLoader, sampler: Shuffled | Interleaved) -> DataLoader:
         return DataLoader(
             like.dataset,
             batch_size=like.batch_size,

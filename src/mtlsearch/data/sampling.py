@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -62,18 +64,107 @@ class Shuffled(DistributedSampler[int]):
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
+    @property
+    def num_batches(self) -> int:
+        """Batches an epoch."""
+        return len(self.indices) // (self._step * self.part[1])
+
+    def batches(self, round: int = 0) -> list[list[int]]:
+        """This process's batches of the epoch; every further round has another order."""
+        rank, world = processes()
+        order = np.random.default_rng([self.seed, self.epoch, round]).permutation(self.indices)
+        number, parts = self.part
+        steps = order[: self.num_batches * parts * self._step].reshape(-1, parts, self._step)
+        batches: list[list[int]] = steps[:, number, rank::world].tolist()
+        return batches
+
     def __len__(self) -> int:
         _, world = processes()
-        return len(self.indices) // (self._step * self.part[1]) * self._step // world
+        return self.num_batches * self._step // world
 
     def __iter__(self) -> Iterator[int]:
-        rank, world = processes()
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.indices)
-        number, parts = self.part
-        batches = order[: len(order) // (self._step * parts) * self._step * parts].reshape(
-            -1, parts, self._step
+        return chain.from_iterable(self.batches())
+
+    def split(self, fraction: float | None, seed: int) -> tuple[Shuffled, Shuffled]:
+        """Two samplers of disjoint batches.
+
+        Args:
+            fraction: of the images for the second, always the same ones; None: both draw from all, anew every
+                epoch.
+            seed: of the split and of the order.
+        """
+        settings: dict[str, Any] = {"seed": seed, "batch_size": self.batch_size}
+        if fraction is None:
+            one, two = (Shuffled(self.dataset, indices=self.indices, part=(i, 2), **settings) for i in (0, 1))
+            return one, two
+        order = np.random.default_rng(seed).permutation(self.indices)
+        cut = round(len(order) * fraction)
+        one, two = (Shuffled(self.dataset, indices=part, **settings) for part in (order[cut:], order[:cut]))
+        return one, two
+
+
+class Interleaved(DistributedSampler[list[int]]):
+    """Whole batches of several data sets, as lists of indices; in a step all processes draw from the same one.
+
+    Args:
+        samplers: of each data set, by its name.
+        seed: of the order.
+        together: a step takes a batch of every data set. The largest one makes an epoch, the others start over
+            in another order. Otherwise it takes one of one: all batches of all, each once an epoch, those of
+            every data set spread evenly over it.
+    """
+
+    def __init__(self, samplers: Mapping[str, Shuffled], *, seed: int, together: bool) -> None:
+        self.samplers = dict(samplers)
+        self.seed = seed
+        self.together = together
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        for sampler in self.samplers.values():
+            sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        counts = [sampler.num_batches for sampler in self.samplers.values()]
+        return max(counts) if self.together else sum(counts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.together:
+            steps = zip(*(_rounds(sampler) for sampler in self.samplers.values()))
+            return (list(chain(*step)) for step in islice(steps, len(self)))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        placed: list[tuple[float, int, list[int]]] = []
+        for number, sampler in enumerate(self.samplers.values()):
+            batches, start = sampler.batches(), rng.random()
+            placed += [((i + start) / len(batches), number, batch) for i, batch in enumerate(batches)]
+        return (batch for _, _, batch in sorted(placed))
+
+    def split(self, fraction: float | None, seed: int) -> tuple[Interleaved, Interleaved]:
+        """Each data set split as by `Shuffled.split`."""
+        pairs = {}
+        for name, sampler in self.samplers.items():
+            with named(name):
+                pairs[name] = sampler.split(fraction, seed)
+        one, two = (
+            Interleaved({name: pair[i] for name, pair in pairs.items()}, seed=seed, together=self.together)
+            for i in (0, 1)
         )
-        return iter(batches[:, number].ravel()[rank::world].tolist())
+        return one, two
+
+
+def _rounds(sampler: Shuffled) -> Iterator[list[int]]:
+    """Its batches, round after round without end."""
+    return chain.from_iterable(sampler.batches(round) for round in count())
+
+
+@contextmanager
+def named(dataset: str) -> Iterator[None]:
+    """Name the data set in an error."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Data set {dataset!r}: {error}") from error
 
 
 class InOrder(DistributedSampler[int]):
@@ -89,3 +180,33 @@ class InOrder(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         rank, world = processes()
         return iter(range(rank, self.size, world))
+
+
+class InTurn(DistributedSampler[list[int]]):
+    """All indices of several data sets, one after another, in batches that hold images of one only.
+
+    Args:
+        sizes: of each data set the number of images, and how many make a batch of one process.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]]) -> None:
+        self.sizes = list(sizes)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rank, world = processes()
+        start = 0
+        for size, batch_size in self.sizes:
+            own = range(start + rank, start + size, world)
+            for first in range(0, len(own), batch_size):
+                yield list(own[first : first + batch_size])
+            start += size
+
+
+def is_indexed(loader: Any) -> bool:
+    """Whether a loader makes batches of one size of a data set with a length."""
+    dataset: Any = getattr(loader, "dataset", None)
+    has_length = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    return has_length and loader.batch_size is not None

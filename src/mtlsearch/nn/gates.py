@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -20,14 +21,35 @@ def deterministic(logits: Tensor, temperature: Tensor) -> Tensor:
 def concrete(logits: Tensor, temperature: Tensor) -> Tensor:
     """A differentiable sample: sigmoid((logit(p) + logistic noise) / temperature) (MTL-NAS Eq. 6).
 
-    The paper's α in that equation is the odds p / (1 - p), so its logarithm is the logit. The temperature is
-    kept at 0.001 or more, where the gradient still is a number.
+    The paper's α in that equation is the odds p / (1 - p), so its logarithm is the logit. It is the first of
+    the two numbers of AdaShare's Gumbel-softmax (its Eq. 2): two Gumbel variables differ by a logistic one. The
+    temperature is kept at 0.001 or more, where the gradient still is a number.
     """
     uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
     return ((logits + uniform.logit()) / temperature.clamp(min=1e-3)).sigmoid()
 
 
+def bernoulli(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Hard samples without a gradient, for policy gradients; the temperature plays no part."""
+    return (torch.rand_like(logits) < logits.sigmoid()).to(logits.dtype)
+
+
 RELAXATIONS: dict[str, Relaxation] = {"deterministic": deterministic, "concrete": concrete}
+
+
+def relaxation_of(choice: str | Relaxation) -> Relaxation:
+    """A relaxation by its name, or the function given; a ValueError names those there are."""
+    if not isinstance(choice, str):
+        return choice
+    if choice not in RELAXATIONS:
+        raise ValueError(f"relaxation must be one of {list(RELAXATIONS)} or a function, not {choice!r}.")
+    return RELAXATIONS[choice]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """The mean entropy of a gate in nats, between 0 and log 2 (MTL-NAS Eq. 12, without its weight γ)."""
+    p = logits.sigmoid()
+    return (p * F.softplus(-logits) + (1 - p) * F.softplus(logits)).mean()
 
 
 class Gates(nn.Module):
@@ -38,14 +60,23 @@ class Gates(nn.Module):
         relaxation: makes gates from (logits, temperature) while training; evaluation takes the probabilities.
         init_std: logits start from a normal distribution of this width. Not 0: there the entropy's gradient
             vanishes.
+        init_probability: that it is round.
     """
 
     temperature: Tensor
 
-    def __init__(self, count: int, *, relaxation: Relaxation = deterministic, init_std: float = 0.01) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        relaxation: Relaxation = deterministic,
+        init_std: float = 0.01,
+        init_probability: float = 0.5,
+    ) -> None:
         super().__init__()
         self.relaxation = relaxation
-        self.logits = nn.Parameter(torch.randn(count) * init_std)
+        mean = math.log(init_probability / (1 - init_probability))
+        self.logits = nn.Parameter(mean + torch.randn(count) * init_std)
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self) -> Tensor:
@@ -57,9 +88,8 @@ class Gates(nn.Module):
         return self.logits.sigmoid()
 
     def entropy(self) -> Tensor:
-        """The mean entropy of a gate in nats, between 0 and log 2 (MTL-NAS Eq. 12, without its weight γ)."""
-        p = self.probabilities()
-        return (p * F.softplus(-self.logits) + (1 - p) * F.softplus(self.logits)).mean()
+        """The mean entropy of a gate in nats, see `entropy`."""
+        return entropy(self.logits)
 
     def hard(self) -> Tensor:
         """On where the probability is above one half (MTL-NAS Eq. 9), as booleans; a tie is off."""

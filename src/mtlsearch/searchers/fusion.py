@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mtlsearch.architecture import Architecture
-from mtlsearch.backbones import Backbone, Node, load
+from mtlsearch.architecture import Architecture, backbone_of, check_paths, check_spec, specs_of, tasks_of
+from mtlsearch.backbones import Backbone, Node
 from mtlsearch.nn.fusion import Fusion, resize
 from mtlsearch.nn.lockstep import Lockstep
 from mtlsearch.task import Task
-from mtlsearch.tasks import from_spec
 
 
 class Edge(NamedTuple):
@@ -80,14 +79,7 @@ class FusionArchitecture(Architecture):
         for name in ("nodes", "candidates", "edges"):
             if not isinstance(getattr(self, name), list):
                 raise ValueError(f"{name} must be a list, not {getattr(self, name)!r}.")
-        backbone = self.backbone
-        if backbone is not None and not (
-            isinstance(backbone, dict)
-            and backbone.keys() == {"name", "arguments"}
-            and isinstance(backbone["name"], str)
-            and isinstance(backbone["arguments"], dict)
-        ):
-            raise ValueError(f"backbone must be null or have a name and arguments, not {backbone!r}.")
+        check_spec(self.backbone)
         if self.activation not in ("relu", None):
             raise ValueError(f"activation must be 'relu' or null, not {self.activation!r}.")
         for node in self.nodes:
@@ -114,21 +106,8 @@ class FusionArchitecture(Architecture):
 
     def build(self, tasks: Sequence[Task] | None = None, backbone: Backbone | None = None) -> FusionNetwork:
         tasks = tasks_of(self, tasks)
-        if backbone is None:
-            if self.backbone is None:
-                raise ValueError("The backbone is not a timm model: pass it as `backbone=`.")
-            # Nothing but the structure comes from the file: timm would unpickle a checkpoint.
-            arguments = {**self.backbone["arguments"], "pretrained": False, "checkpoint_path": None}
-            try:
-                backbone = load(self.backbone["name"], **arguments)
-            except Exception as error:
-                raise ValueError(f"The backbone {self.backbone} cannot be built: {error}") from error
-        paths = [node["path"] for node in self.nodes]
-        if paths != [node.path for node in backbone.nodes]:
-            raise ValueError(
-                f"The backbone's layers {[node.path for node in backbone.nodes]} are not those of the "
-                f"architecture, {paths}: another model, or another version of timm."
-            )
+        backbone = backbone_of(self.backbone, backbone)
+        check_paths([node["path"] for node in self.nodes], [node.path for node in backbone.nodes])
         candidates = [self._edge(entry, {"probability"}) for entry in self.candidates]
         return FusionNetwork(tasks, backbone, candidates, self.chosen(), activation=self.activation)
 
@@ -148,27 +127,13 @@ def fusion_architecture(
     if probabilities is not None:
         listed = [entry | {"probability": p} for entry, p in zip(listed, probabilities)]
     return FusionArchitecture(
-        tasks={task.name: dict(task.spec) if task.spec is not None else None for task in tasks},
+        tasks=specs_of(tasks),
         backbone=spec,
         nodes=[{"path": node.path, "stage": node.stage} for node in nodes],
         activation=activation,
         candidates=listed,
         edges=[dict(edge._asdict()) for edge in edges],
     )
-
-
-def tasks_of(architecture: Architecture, tasks: Sequence[Task] | None) -> list[Task]:
-    """An architecture's tasks: those given, checked against its names, or built from their specs."""
-    if tasks is None:
-        own = [name for name, spec in architecture.tasks.items() if spec is None]
-        if own:
-            raise ValueError(f"Tasks {own} are not built-in ones: pass all tasks as `tasks=`.")
-        return [from_spec(name, spec) for name, spec in architecture.tasks.items() if spec is not None]
-    if [task.name for task in tasks] != list(architecture.tasks):
-        raise ValueError(
-            f"The architecture is for tasks {list(architecture.tasks)}, not {[t.name for t in tasks]}."
-        )
-    return list(tasks)
 
 
 class FusionNetwork(nn.Module):

@@ -21,7 +21,7 @@ from mtlsearch.backbones import Backbone, load
 from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.multitask import MultiTask
 from mtlsearch.namespace import pl, rank_zero_info
-from mtlsearch.nn.gates import RELAXATIONS, Gates, Relaxation
+from mtlsearch.nn.gates import Gates, Relaxation, deterministic, relaxation_of
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.fusion import FusionArchitecture, FusionNetwork, candidate_edges, fusion_architecture
 from mtlsearch.supernet import Supernet
@@ -52,7 +52,7 @@ class FusionSupernet(Supernet):
         activation: str | None = "auto",
         momentum: float = 0.05,
         lr_factor: float = 1.0,
-        relaxation: Relaxation = RELAXATIONS["deterministic"],
+        relaxation: Relaxation = deterministic,
         discretization: str = "deterministic",
         all_edges: bool = False,
         init_std: float = 0.01,
@@ -211,12 +211,6 @@ class MTLNAS(Searcher):
             raise ValueError(
                 f"discretization must be 'deterministic' or 'stochastic', not {discretization!r}."
             )
-        if isinstance(relaxation, str):
-            if relaxation not in RELAXATIONS:
-                raise ValueError(
-                    f"relaxation must be one of {list(RELAXATIONS)} or a function, not {relaxation!r}."
-                )
-            relaxation = RELAXATIONS[relaxation]
         torch.manual_seed(seed)
         supernet = FusionSupernet(
             tasks,
@@ -227,7 +221,7 @@ class MTLNAS(Searcher):
             activation=activation,
             momentum=fusion_bn_momentum,
             lr_factor=fusion_lr_factor,
-            relaxation=relaxation,
+            relaxation=relaxation_of(relaxation),
             discretization=discretization,
             all_edges=all_edges,
             init_std=logits_std,

@@ -1,0 +1,459 @@
+"""AdaShare: which task should run which block of one shared backbone.
+
+Sun, Panda, Feris and Saenko, "AdaShare: Learning What To Share For Efficient Deep Multi-Task Learning",
+NeurIPS 2020. Every block that can be skipped has a select-or-skip policy for each task, learnt together with the
+weights by Gumbel-softmax samples; sparsity and sharing terms keep the network small. Architectures drawn from
+the policy are then trained from scratch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlsearch.architecture import Architecture
+from mtlsearch.backbones import Backbone, load
+from mtlsearch.data.bilevel import Bilevel
+from mtlsearch.multitask import Batch, MultiTask
+from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.nn.gates import Gates, Relaxation, bernoulli, concrete, entropy, relaxation_of
+from mtlsearch.nn.gates import straight_through as hardened
+from mtlsearch.nn.paths import Gate
+from mtlsearch.searcher import Searcher
+from mtlsearch.searchers.policy import PolicyArchitecture, PolicyNetwork, Predictor, policy_architecture
+from mtlsearch.supernet import Supernet
+from mtlsearch.task import Task, check_tasks
+
+SPARSITY = ("bounded", "log")
+
+
+class PolicySupernet(Supernet):
+    """A shared backbone with a gate for each of its L blocks and K tasks.
+
+    The last `open` blocks are searched; those before them are run by all tasks.
+
+    Args:
+        tasks: K >= 1.
+        backbone: copied.
+        relaxation: of the gates, see `mtlsearch.nn.gates`.
+        init_probability, init_std: with which logits start, see `mtlsearch.nn.gates.Gates`.
+        instance: a `Predictor` selects for every image.
+    """
+
+    open: Tensor
+    mean: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        backbone: Backbone,
+        *,
+        relaxation: Relaxation = concrete,
+        init_probability: float = 0.5,
+        init_std: float = 0.01,
+        instance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tasks = check_tasks(tasks)
+        self.names = [task.name for task in self.tasks]
+        self.empty = policy_architecture(self.tasks, backbone, instance=instance)
+        self.network = PolicyNetwork(self.tasks, backbone, instance=instance)
+        self.relaxation = relaxation
+        blocks, count = len(self.empty.blocks), len(self.names)
+        if instance:
+            self.network.predictor = Predictor(
+                blocks, count, init_probability=init_probability, init_std=init_std
+            )
+        self.gates: Any = nn.ModuleList(
+            Gates(count, relaxation=relaxation, init_probability=init_probability, init_std=init_std)
+            for _ in range(0 if instance else blocks)
+        )
+        self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("open", torch.tensor(blocks))
+        self.register_buffer("mean", torch.full((blocks, count), init_probability))
+        self._logits: Tensor | None = None
+        self._drawn: list[Tensor] = []
+
+    @property
+    def blocks(self) -> int:
+        """L."""
+        return len(self.empty.blocks)
+
+    def forward(
+        self, image: Tensor, tasks: Sequence[str] | None = None, gates: Architecture | None = None
+    ) -> dict[str, Tensor]:
+        if gates is not None:
+            chosen = _policy(gates)
+            own = self.network.gates(image) if chosen.instance else None
+            values: Any = own or [dict(zip(chosen.select, on)) for on in zip(*chosen.select.values())]
+        else:
+            values = self._gates(image)
+        predictions: dict[str, Tensor] = self.network(image, tasks, values)
+        return predictions
+
+    def _gates(self, image: Tensor) -> list[dict[str, Gate]]:
+        """The gates of one pass, all drawn at once: the same on every process."""
+        closed = self.blocks - int(self.open)
+        if self.network.predictor is not None:
+            self._logits = self.network.predictor(self.network.paths.backbone.normalize(image))
+            logits = self._logits.movedim(0, -1)
+            drawn = list(
+                (self.relaxation(logits, self.temperature) if self.training else logits.sigmoid())[closed:]
+            )
+        else:
+            drawn = [gate() for gate in self.gates[closed:]]
+        self._drawn = drawn
+        values: list[dict[str, Gate]] = [dict.fromkeys(self.names, True) for _ in range(closed)]
+        return values + [{task: gate[k] for k, task in enumerate(self.names)} for gate in drawn]
+
+    def open_logits(self) -> Tensor:
+        """Logits of the open blocks (open, K); by `instance`, (open, K, B) of the last images seen."""
+        closed = self.blocks - int(self.open)
+        if self.network.predictor is not None:
+            assert self._logits is not None
+            return self._logits.movedim(0, -1)[closed:]
+        logits = [gate.logits for gate in self.gates[closed:]]
+        return torch.stack(logits) if logits else self.mean.new_zeros(0, len(self.names))
+
+    def open_probabilities(self) -> Tensor:
+        """Probabilities of the open blocks (open, K), by which images are averaged where there are some."""
+        p = self.open_logits().sigmoid()
+        return p.mean(-1) if p.ndim == 3 else p
+
+    def log_probability(self) -> Tensor:
+        """Of the last hard gates that were drawn."""
+        if not self._drawn:
+            return self.mean.new_zeros(())
+        logits, drawn = self.open_logits(), torch.stack(self._drawn)
+        log_p = -nn.functional.binary_cross_entropy_with_logits(logits, drawn, reduction="none")
+        return (log_p.mean(-1) if log_p.ndim == 3 else log_p).sum()
+
+    def probabilities(self) -> Tensor:
+        """With which each block is selected (L, K), closed ones with 1."""
+        with torch.no_grad():
+            p = torch.ones_like(self.mean)
+            closed = self.blocks - int(self.open)
+            if closed < self.blocks:
+                searched = self.mean[closed:] if self.network.predictor else self.open_probabilities()
+                p[closed:] = searched
+            return p
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        predictor = self.network.predictor
+        return list(self.gates.parameters()) + (list(predictor.parameters()) if predictor else [])
+
+    def derive(self) -> PolicyArchitecture:
+        return self.architecture(self.probabilities() > 0.5)
+
+    def sample(self, generator: torch.Generator) -> PolicyArchitecture:
+        if self.network.predictor is not None:
+            return self.derive()
+        uniform = torch.rand(self.mean.shape, generator=generator)
+        return self.architecture(uniform.to(self.mean.device) < self.probabilities())
+
+    def architecture(self, on: Tensor) -> PolicyArchitecture:
+        """The architecture in which tasks run these blocks, booleans (L, K)."""
+        empty, p = self.empty, self.probabilities().T.tolist()
+        return PolicyArchitecture(
+            tasks=empty.tasks,
+            backbone=empty.backbone,
+            blocks=empty.blocks,
+            stages=empty.stages,
+            probabilities=dict(zip(self.names, p)),
+            select=dict(zip(self.names, on.T.tolist())),
+            instance=empty.instance,
+        )
+
+    def extract(self, architecture: Architecture) -> PolicyNetwork:
+        return self.network.reduced(_policy(architecture).select)
+
+
+def _policy(architecture: Architecture) -> PolicyArchitecture:
+    if not isinstance(architecture, PolicyArchitecture):
+        raise ValueError(f"An architecture of kind {architecture.kind!r} is not of this search space.")
+    return architecture
+
+
+def sparsity(probabilities: Tensor, blocks: int, form: str = "bounded") -> Tensor:
+    """A pull on every open block and task towards "skip".
+
+    Args:
+        probabilities: of being selected, (open, K).
+        blocks: L, closed ones too.
+        form: "bounded" is the authors' code, the mean over blocks of -log(1 - α), summed over tasks: its pull
+            fades as a block goes off. "log" is Eq. 3 as the paper writes it, the sum of log α: it pulls a
+            block that is off as hard as ever and has no lower bound, so that policies tend to skip all.
+    """
+    if form == "log":
+        return probabilities.clamp(min=1e-12).log().sum()
+    return -torch.log1p(-probabilities.clamp(max=1 - 1e-6)).sum() / blocks
+
+
+def sharing(probabilities: Tensor, blocks: int) -> Tensor:
+    """The distance between tasks' policies (Eq. 4), over ordered pairs of tasks; block l of L weighs (L - l) / L.
+
+    Args:
+        probabilities: of the last blocks being selected, (open, K).
+        blocks: L.
+    """
+    count, tasks = probabilities.shape
+    number = torch.arange(blocks - count + 1, blocks + 1, device=probabilities.device)
+    weights = (blocks - number) / blocks
+    distances = [
+        (weights * (probabilities[:, a] - probabilities[:, b]).abs()).sum()
+        for a, b in permutations(range(tasks), 2)
+    ]
+    return torch.stack(distances).sum() if distances else probabilities.new_zeros(())
+
+
+class AdaShare(Searcher):
+    """Searches select-or-skip policies, then trains architectures drawn from them.
+
+    In a run, stage "search" trains weights and policies, each on its own part of the training data, and a stage
+    "retrain_1", "retrain_2", ... trains each drawn architecture on all of it. The best on validation data is
+    the result; `metrics.json` tells of all.
+
+    Args:
+        tasks: K >= 1.
+        backbone: name of a timm model with blocks that can be skipped, or a `Backbone`.
+        pretrained: start from timm's weights, retraining too.
+        warmup: the part of the search in [0, 1) that trains weights alone, all blocks shared.
+        curriculum: the part of the rest in [0, 1] over which blocks open one after another, from the last
+            one; 0: all are open from the start. The paper opens one an epoch.
+        alternate: update weights, then policies in every "step", or in every "epoch" in turn.
+        arch_fraction: of the training data for the policies, in (0, 1).
+        relaxation: "concrete" (Eq. 2), "deterministic", or a function of (logits, temperature).
+        straight_through: hard gates in the forward pass, soft ones in the backward pass.
+        temperature, temperature_end: of the relaxation, falling from the one to the other by the same factor
+            in every step after the warm-up.
+        estimator: "gumbel", or "reinforce": policy gradients (the ablation "AdaShare-RL").
+        instance: a small network selects for every image (the ablation "AdaShare-Instance").
+        sparsity_form: "bounded" or "log", see `sparsity`.
+        sparsity_weight, sharing_weight: λ_sp and λ_sh of Eq. 5, at least 0.
+        entropy_weight: on the mean entropy of a gate in nats (MTL-NAS Eq. 12), which decides the policies so
+            that the search need not be followed by training: `retrain=False`.
+        init_probability: in (0, 1), with which blocks are selected at first.
+        samples: architectures drawn and trained; 0: the most probable one alone. The paper draws 8.
+        retrain: False takes the most probable one with the weights that the search leaves, BatchNorm's
+            statistics computed anew.
+        training: as for `Searcher` and `MultiTask`.
+
+    Raises:
+        ValueError: a value out of range, an unknown name, a backbone without a block to skip.
+    """
+
+    net: PolicySupernet
+    baseline: Tensor
+    recomputes_statistics = True
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        backbone: str | Backbone = "resnet34",
+        *,
+        pretrained: bool = False,
+        warmup: float = 0.2,
+        curriculum: float = 0.5,
+        alternate: str = "step",
+        arch_fraction: float = 0.5,
+        relaxation: str | Relaxation = "concrete",
+        straight_through: bool = False,
+        temperature: float = 5.0,
+        temperature_end: float = 0.1,
+        estimator: str = "gumbel",
+        instance: bool = False,
+        sparsity_form: str = "bounded",
+        sparsity_weight: float = 0.02,
+        sharing_weight: float = 0.005,
+        entropy_weight: float = 0.0,
+        init_probability: float = 0.5,
+        samples: int = 2,
+        retrain: bool = True,
+        seed: int = 0,
+        **training: Any,
+    ) -> None:
+        _check_ranges(
+            {"warmup": warmup, "curriculum": curriculum, "init_probability": init_probability}, low=0, high=1
+        )
+        weights = {"sparsity_weight": sparsity_weight, "sharing_weight": sharing_weight}
+        _check_ranges({**weights, "entropy_weight": entropy_weight, "samples": samples}, low=0)
+        if warmup == 1 or init_probability in (0, 1):
+            raise ValueError("warmup must be below 1 and init_probability neither 0 nor 1.")
+        if not 0 < temperature_end <= temperature:
+            raise ValueError(
+                f"temperatures must fall and stay above 0, not from {temperature} to {temperature_end}."
+            )
+        for name, value, known in (
+            ("alternate", alternate, ("step", "epoch")),
+            ("estimator", estimator, ("gumbel", "reinforce")),
+            ("sparsity_form", sparsity_form, SPARSITY),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+        torch.manual_seed(seed)
+        if isinstance(backbone, str):
+            backbone = load(backbone, pretrained=pretrained)
+        count = sum(p.numel() for p in backbone.parameters())
+        draw = bernoulli if estimator == "reinforce" else relaxation_of(relaxation)
+        supernet = PolicySupernet(
+            tasks,
+            backbone,
+            relaxation=hardened(draw) if straight_through and estimator == "gumbel" else draw,
+            init_probability=init_probability,
+            instance=instance,
+        )
+        super().__init__(supernet, tasks, seed=seed, **{"stage": "search", **training})
+        self.training_arguments = {k: v for k, v in training.items() if k not in ("arch_optimizer", "stage")}
+        self.register_buffer("baseline", torch.full((), torch.nan))
+        self.warmup = warmup
+        self.curriculum = curriculum
+        self.alternate = alternate
+        self.arch_fraction = arch_fraction
+        self.temperatures = (temperature, temperature_end)
+        self.estimator = estimator
+        self.sparsity_form = sparsity_form
+        self.sparsity_weight = sparsity_weight
+        self.sharing_weight = sharing_weight
+        self.entropy_weight = entropy_weight
+        self.single_task_backbone_params = count * len(self.tasks)
+        self.drawn = samples
+        self.retrain = retrain
+        self.samples = 0 if retrain else samples
+        self._backbone = (backbone,)  # in a tuple, lest it count as a part of this module
+        self._finalists: list[tuple[PolicyArchitecture, MultiTask]] = []
+
+    # The search.
+
+    def groups(self, epoch: int) -> tuple[str, ...]:
+        if self._searched(self.progress(0)) < 0:
+            return ("weights",)
+        if self.alternate == "step":
+            return ("weights", "arch")
+        return ("arch",) if epoch % 2 else ("weights",)
+
+    def _searched(self, progress: float) -> float:
+        """How much of what follows the warm-up is over, negative before."""
+        return (progress - self.warmup + 1e-9) / (1 - self.warmup)
+
+    def anneal(self, progress: float) -> None:
+        searched = self._searched(progress)
+        start, end = self.temperatures
+        temperature = start * (end / start) ** max(searched, 0.0)
+        self.net.temperature.fill_(temperature)
+        for gate in self.net.gates:
+            gate.temperature.fill_(temperature)
+        blocks = self.net.blocks
+        pace = searched / self.curriculum if self.curriculum else 1.0
+        self.net.open.fill_(0 if searched < 0 else min(blocks, 1 + int(blocks * pace)))
+
+    def regularization(self, progress: float) -> dict[str, Tensor]:
+        p, blocks = self.net.open_probabilities(), self.net.blocks
+        decided = entropy(self.net.open_logits())
+        values = {"sparsity": sparsity(p, blocks, self.sparsity_form), "sharing": sharing(p, blocks)}
+        seen = {
+            **values,
+            "entropy": decided,
+            "temperature": self.net.temperature,
+            "open_blocks": self.net.open,
+        }
+        for name, value in seen.items():
+            self.log(f"train/{name}", value.detach().float(), on_step=False, on_epoch=True, batch_size=1)
+        weighted = {
+            "sparsity": (self.sparsity_weight, values["sparsity"]),
+            "sharing": (self.sharing_weight, values["sharing"]),
+            "entropy": (self.entropy_weight, decided),
+        }
+        return {name: weight * value for name, (weight, value) in weighted.items() if weight}
+
+    def terms(self, group: str, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        terms = super().terms(group, batch, batch_index)
+        if group == "arch" and self.estimator == "reinforce":
+            gain = self._loss - torch.where(self.baseline.isnan(), self._loss, self.baseline)
+            self.baseline.copy_(self._loss if self.baseline.isnan() else self.baseline.lerp(self._loss, 0.1))
+            terms = {name: term for name, term in terms.items() if name not in self.net.names}
+            terms["policy"] = gain * self.net.log_probability()
+        return terms
+
+    def losses(self, predictions: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        terms, means = super().losses(predictions, batch)
+        weights = {task.name: task.weight for task in self.tasks}
+        self._loss = torch.stack([weights[name] * mean for name, mean in means.items()]).sum()
+        return terms, means
+
+    def arch_step(self, batch: Batch, batch_index: int) -> None:
+        super().arch_step(batch, batch_index)
+        if self.net.network.predictor is not None:
+            closed = self.net.blocks - int(self.net.open)
+            with torch.no_grad():
+                self.net.mean[closed:].lerp_(self.net.open_probabilities(), 0.1)
+
+    def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
+        return Bilevel(datamodule, arch_fraction=self.arch_fraction, seed=self.seed)
+
+    # What follows it.
+
+    def next_stage(self, finished: MultiTask) -> MultiTask | None:
+        if not self.retrain:
+            return None
+        if finished is self:
+            self._finalists = [(chosen, self._stage(i, chosen)) for i, chosen in enumerate(self.candidates())]
+        stages = [self, *(stage for _, stage in self._finalists)]
+        following = stages.index(finished) + 1
+        return stages[following] if following < len(stages) else None
+
+    def candidates(self) -> list[PolicyArchitecture]:
+        """The architectures to train: distinct draws from the policy, or the most probable one."""
+        if not self.drawn or self.net.network.predictor is not None:
+            return [_warned(self.derive())]
+        generator = torch.Generator().manual_seed(self.seed)
+        found: dict[str, PolicyArchitecture] = {}
+        for _ in range(20 * self.drawn):
+            sample = self.net.sample(generator)
+            found.setdefault(sample.to_json(), sample)
+            if len(found) == self.drawn:
+                break
+        if len(found) < self.drawn:
+            rank_zero_info(
+                f"The policy is so decided that {self.drawn} draws are {len(found)} architectures."
+            )
+        return [_warned(sample) for sample in found.values()]
+
+    def _stage(self, index: int, architecture: PolicyArchitecture) -> MultiTask:
+        torch.manual_seed(self.seed)
+        network = architecture.build(self.tasks, self._backbone[0].again())
+        if self.net.network.predictor is not None:
+            network.predictor = copy.deepcopy(self.net.network.predictor).requires_grad_(False)
+        stage = f"retrain_{index + 1}"
+        return MultiTask(network, self.tasks, seed=self.seed, stage=stage, **self.training_arguments)
+
+    def finalists(self) -> list[tuple[Architecture, nn.Module]]:
+        if not self.retrain:
+            return [(_warned(self.derive()), self.network())]
+        return [(architecture, stage.network()) for architecture, stage in self._finalists]
+
+    def derive(self) -> PolicyArchitecture:
+        return self.net.derive()
+
+
+def _check_ranges(values: dict[str, float], *, low: float, high: float = float("inf")) -> None:
+    for name, value in values.items():
+        if not low <= value <= high:
+            limits = f"in [{low}, {high}]" if high < float("inf") else f"at least {low}"
+            raise ValueError(f"{name} must be {limits}, not {value}.")
+
+
+def _warned(architecture: PolicyArchitecture) -> PolicyArchitecture:
+    """With a warning where a task runs no block."""
+    for task, chosen in architecture.select.items():
+        if not any(chosen):
+            rank_zero_info(
+                f"Task {task!r} skips every block: its prediction comes from the stem and the shortcuts alone. "
+                "A smaller sparsity_weight keeps more."
+            )
+    return architecture
