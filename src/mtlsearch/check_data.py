@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mtlsearch.data.module import SPLITS, TaskData
+from mtlsearch.data.per_task import PerTask
 from mtlsearch.report.labels import overlays
 from mtlsearch.task import Task
 from mtlsearch.tasks import ClassMap, Depth, ImageLabel, Normals
@@ -117,7 +118,7 @@ class Report:
 
     Args:
         images: the number of readable images, by split.
-        sizes: how many images have which (H, W).
+        sizes: how many images have which (H, W), texts (T,).
         tallies: what the labels are, by task.
         problems: what makes the data set unusable, a line each.
         sheet: the picture of some images with their labels, if any could be read.
@@ -130,7 +131,7 @@ class Report:
     sheet: Path | None
 
 
-def check(datamodule: TaskData, dir: Path) -> Report:
+def check(datamodule: TaskData | PerTask, dir: Path) -> Report:
     """Read everything, and draw some of it into `labels.png` in a folder, which is made."""
     targets = {task.name: task.target for task in datamodule.tasks}
     tallies = {task.name: Tally(task) for task in datamodule.tasks}
@@ -183,7 +184,7 @@ def show(report: Report, console: Console) -> None:
             counts = (report.images, *(tally.images for tally in report.tallies.values()))
             images.add_row(split, *(str(count[split]) for count in counts))
         console.print(images)
-        sizes = (f"{height}x{width} ({count})" for (height, width), count in report.sizes.most_common(5))
+        sizes = (f"{'x'.join(map(str, size))} ({count})" for size, count in report.sizes.most_common(5))
         more = ", ..." if len(report.sizes) > 5 else ""
         console.print(f"Sizes that a network sees, height x width: {', '.join(sizes)}{more}")
     for name, tally in report.tallies.items():

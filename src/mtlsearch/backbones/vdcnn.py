@@ -15,7 +15,7 @@ EMBEDDING = 16
 
 
 def vdcnn(depth: int = 9, *, tokens: int = 69) -> Backbone:
-    """A VD-CNN with shortcuts, which reads (B, T) token ids, T at least 8.
+    """A VD-CNN with shortcuts, which reads (B, T) token ids.
 
     Its features are (B, C, 1, T / stride), so whatever takes an image's features takes them too. The paper's
     classifier, three layers on the eight largest values of each channel, is a head and not part of it.

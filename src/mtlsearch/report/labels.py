@@ -1,20 +1,26 @@
-"""The sheet of a data set's labels, laid over its images."""
+"""The sheet of a data set's labels, laid over its images, and what an image looks like."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from mtlsearch.data.text import decode
 from mtlsearch.report.style import styled
 from mtlsearch.task import Task
 from mtlsearch.tasks import ClassMap, ImageLabel
 from mtlsearch.tasks.classification import true_class
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+SHOWN = 160
+"""Characters of a text."""
 
 
 @styled
@@ -30,9 +36,9 @@ def overlays(tasks: Sequence[Task], samples: Sequence[tuple[str, Mapping[str, An
 
     dense = [task for task in tasks if task.target.dense]
     whole = [task for task in tasks if not task.target.dense]
-    height, width = samples[0][1]["image"].shape[:2]
+    ratio = shape_ratio(samples[0][1]["image"].shape[:2])
     columns = 1 + len(dense) + bool(whole)
-    figure = Figure(figsize=(2.4 * columns, 2.4 * height / width * len(samples) + 0.9), layout="compressed")
+    figure = Figure(figsize=(2.4 * columns, 2.4 * ratio * len(samples) + 0.9), layout="compressed")
     grid = figure.subplots(len(samples), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_xticks([])
@@ -42,7 +48,7 @@ def overlays(tasks: Sequence[Task], samples: Sequence[tuple[str, Mapping[str, An
         axes.set_title(title)
     colours: dict[tuple[int, str], Any] = {}
     for (split, sample), row in zip(samples, grid):
-        row[0].imshow(sample["image"])
+        draw(row[0], sample["image"])
         row[0].set_ylabel(split)
         row[0].set_xlabel(str(sample.get("name", ""))[-30:], fontsize=7)
         for axes, task in zip(row[1:], dense):
@@ -64,6 +70,21 @@ def overlays(tasks: Sequence[Task], samples: Sequence[tuple[str, Mapping[str, An
         ]
         figure.legend(handles=key, loc="outside lower center", ncols=2 * columns)
     return figure
+
+
+def draw(axes: Axes, image: np.ndarray) -> None:
+    """Show an image (H, W, 3), or the text that has these ids (T,)."""
+    if image.ndim > 1:
+        axes.imshow(image)
+        return
+    text = decode(image)
+    text = textwrap.fill(text if len(text) <= SHOWN else f"{text[:SHOWN]} …", 28)
+    axes.text(0.02, 0.98, text, fontsize=6.5, va="top", transform=axes.transAxes, parse_math=False)
+
+
+def shape_ratio(size: Sequence[int]) -> float:
+    """Height by width of an image of this size; a text takes half a square."""
+    return size[0] / size[1] if len(size) > 1 else 0.5
 
 
 def _overlay(task: Task, image: np.ndarray, label: np.ndarray | None) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtlsearch.report.labels import draw, shape_ratio
 from mtlsearch.report.style import styled
 from mtlsearch.task import Task
 from mtlsearch.tasks.classification import ImageLabel, true_class
@@ -38,7 +39,8 @@ def predictions(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, A
     dense = [task for task in tasks if task.target.dense]
     whole = [task for task in tasks if not task.target.dense]
     rows, columns = len(images), 1 + 2 * len(dense) + bool(whole)
-    height = max(1.75 * images.shape[-2] / images.shape[-1], 0.5 * len(whole))
+    is_text = not images.is_floating_point()
+    height = max(1.75 * shape_ratio(images.shape[1:] if is_text else images.shape[-2:]), 0.5 * len(whole))
     figure = Figure(figsize=(1.75 * columns, rows * height + 1.0), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -47,7 +49,7 @@ def predictions(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, A
         axes.spines[:].set_visible(False)
     grid[0, 0].set_title("image")
     for axes, image in zip(grid[:, 0], images):
-        axes.imshow(image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
+        draw(axes, (image if is_text else image.permute(1, 2, 0).clamp(0, 1)).cpu().numpy())
     for index, task in enumerate(dense):
         grid[0, 1 + 2 * index].set_title(f"{task.name}\nground truth")
         grid[0, 2 + 2 * index].set_title(f"{task.name}\nprediction")
