@@ -9,7 +9,8 @@ import mtlsearch as ms
 from mtlsearch.data import Bilevel, Collate, sampling
 from mtlsearch.data.sampling import InOrder, Shuffled
 from mtlsearch.namespace import pl
-from tiny import TinyData, make_sample, make_tasks
+from mtlsearch.testing import check_resume
+from tiny import TinyData, ToySearcher, make_sample, make_tasks
 
 
 @pytest.fixture
@@ -292,3 +293,17 @@ def test_setting_up_twice_reads_once():
 def test_a_batch_has_at_least_one_image():
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         TinyData(batch_size=0)
+
+
+class Whole(ToySearcher):
+    """Halves every batch, in place of the data set."""
+
+    def train_data(self, datamodule):
+        return datamodule
+
+
+@pytest.mark.parametrize("searcher", [ToySearcher, Whole])
+def test_a_resume_with_worker_processes_ends_the_same(searcher):
+    # They start, with the order and the augmentation of some epoch, before Lightning tells a sampler of it.
+    data = TinyData(num_workers=1, augment=ms.data.Augment(flip=0.5), sizes=(24, 2, 2))
+    check_resume(searcher, data.tasks, data)

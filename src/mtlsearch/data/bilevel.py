@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from mtlsearch.data.sampling import Interleaved, Shuffled, is_indexed
+from mtlsearch.data.sampling import Interleaved, Shuffled, epoch_of, is_indexed
 from mtlsearch.namespace import pl
 
 
@@ -60,6 +60,8 @@ class Bilevel(pl.LightningDataModule):
                 )
             sampler = Shuffled(loader.dataset, seed=self.seed, batch_size=loader.batch_size)
         weights, arch = sampler.split(None if self.redraw else self.arch_fraction, self.seed)
+        for part in (weights, arch):
+            part.set_epoch(epoch_of(self))
         return {"weights": self._loader(loader, weights), "arch": self._loader(loader, arch)}
 
     def val_dataloader(self) -> Any:

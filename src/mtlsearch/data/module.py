@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mtlsearch.data.augment import Augment
 from mtlsearch.data.collate import Collate
-from mtlsearch.data.sampling import InOrder, Shuffled
+from mtlsearch.data.sampling import InOrder, Shuffled, epoch_of
 from mtlsearch.namespace import pl
 from mtlsearch.task import Target, Task, check_tasks
 
@@ -71,6 +71,7 @@ class TaskData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         sampler = Shuffled(self.train_dataset, seed=self.seed, batch_size=self.batch_size)
+        sampler.set_epoch(epoch_of(self))
         return self._loader(self.train_dataset, sampler)
 
     def val_dataloader(self) -> DataLoader:

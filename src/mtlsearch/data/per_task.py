@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 
 from mtlsearch.data.module import Samples
-from mtlsearch.data.sampling import Interleaved, InTurn, Shuffled, is_indexed, named
+from mtlsearch.data.sampling import Interleaved, InTurn, Shuffled, epoch_of, is_indexed, named
 from mtlsearch.namespace import pl
 from mtlsearch.task import Task
 
@@ -76,7 +76,9 @@ class PerTask(pl.LightningDataModule):
                 samplers[name] = Shuffled(
                     joined, seed=self.seed, batch_size=loader.batch_size, indices=indices
                 )
-        return _loader(loaders, joined, Interleaved(samplers, seed=self.seed, together=self.together))
+        sampler = Interleaved(samplers, seed=self.seed, together=self.together)
+        sampler.set_epoch(epoch_of(self))
+        return _loader(loaders, joined, sampler)
 
     def val_dataloader(self) -> DataLoader:
         return self._in_turn("val_dataloader")

@@ -19,6 +19,12 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
+def epoch_of(datamodule: Any) -> int:
+    """The epoch that a datamodule's Trainer is about to train: samplers hear of it after workers were started."""
+    trainer = datamodule.trainer
+    return trainer.fit_loop.epoch_progress.current.processed if trainer is not None else 0
+
+
 class Shuffled(DistributedSampler[int]):
     """Indices in a new order every epoch, of which each process takes every n-th.
 
@@ -130,9 +136,14 @@ class Interleaved(DistributedSampler[list[int]]):
         return max(counts) if self.together else sum(counts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self.together:
-            steps = zip(*(_rounds(sampler) for sampler in self.samplers.values()))
-            return (list(chain(*step)) for step in islice(steps, len(self)))
+        # A generator, for it has to read the epoch when the first batch is wanted: Lightning sets it after iter().
+        yield from self._together() if self.together else self._in_turn()
+
+    def _together(self) -> Iterator[list[int]]:
+        steps = zip(*(_rounds(sampler) for sampler in self.samplers.values()))
+        return (list(chain(*step)) for step in islice(steps, len(self)))
+
+    def _in_turn(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         placed: list[tuple[float, int, list[int]]] = []
         for number, sampler in enumerate(self.samplers.values()):
