@@ -45,5 +45,9 @@ class PlainPaths(nn.Module):
 def own_name(name: str) -> str:
     """A parameter's or buffer's name in `Paths`, by its name here."""
     for part in (".shortcut", ".block", ".norm"):
-        name = name.replace(f"{part}.", ".") if part != ".shortcut" else name.replace(".shortcut.", ".downsample.")
+        name = (
+            name.replace(f"{part}.", ".")
+            if part != ".shortcut"
+            else name.replace(".shortcut.", ".downsample.")
+        )
     return name

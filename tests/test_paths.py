@@ -150,7 +150,10 @@ def test_gates_of_images_run_a_block_for_those_that_select_it(backbones):
 def test_what_can_be_skipped():
     backbone = ms.backbones.load("resnet34")
     assert len(skippable(backbone)) == 16
-    assert [node.path for node in skippable(ms.backbones.load("mobilenetv2_035"))][:2] == ["blocks.1.1", "blocks.2.1"]
+    assert [node.path for node in skippable(ms.backbones.load("mobilenetv2_035"))][:2] == [
+        "blocks.1.1",
+        "blocks.2.1",
+    ]
     with pytest.raises(ValueError, match="no block that can be skipped"):
         Paths(ms.backbones.load("vgg11"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
 
     Args:
         stage: its name; "evaluate" trains nothing.
-        epochs: of every stage, or by stage.
+        epochs: of every stage, or by stage; "retrain" stands for "retrain_1", "retrain_2" and so on.
         dir: the run's folder.
         logger: Lightning's.
         arguments: further ones of `Trainer`.
@@ -33,12 +34,13 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     by_stage = epochs if isinstance(epochs, Mapping) else {stage: epochs}
-    if stage not in {"evaluate", *by_stage}:
-        raise ValueError(f"epochs has no {stage!r}: add +epochs.{stage}=N.")
+    name = stage if stage in by_stage else re.sub(r"_\d+$", "", stage)
+    if name not in {"evaluate", *by_stage}:
+        raise ValueError(f"epochs has no {name!r}: add +epochs.{name}=N.")
     try:
         return pl.Trainer(
             **arguments,
-            max_epochs=by_stage.get(stage, 1),
+            max_epochs=by_stage.get(name, 1),
             logger=logger,
             use_distributed_sampler=False,  # our samplers know the processes
             enable_checkpointing=False,  # `search` sees to these three

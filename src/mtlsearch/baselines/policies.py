@@ -93,7 +93,7 @@ class StochasticDepth(HardSharing):
 class RandomPolicy(Baseline):
     """Random select-or-skip policies with a given number of skips (AdaShare's "Random #1" and "#2").
 
-    Stages "train_1", "train_2", ... each train a policy; the best on validation data is the result.
+    Stages "train_1", "train_2", ... each train one; the best on validation data is the result.
 
     Args:
         tasks: K >= 1.

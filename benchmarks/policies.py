@@ -1,0 +1,105 @@
+"""AdaShare against what it has to beat: single-task networks, hard sharing, and random policies of its size.
+
+ResNet-18 on rendered scenes of 48x48, three tasks; every network that is evaluated has seen as many images. The
+best of two sampled policies is chosen on validation data, for AdaShare and for the random ones. Finished runs are
+not repeated.
+
+    python benchmarks/policies.py [--seeds 0 1 2] [--dir runs/policies] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mtlsearch.report.delta import delta_m
+
+SYSTEMS = {
+    "single-task": ["searcher=single_task"],
+    "hard sharing": ["searcher=hard_sharing"],
+    "AdaShare": ["searcher=adashare"],
+    "random #1": ["searcher=random_policy", "searcher.like={adashare}", "searcher.per_task=false"],
+    "random #2": ["searcher=random_policy", "searcher.like={adashare}"],
+}
+COLUMNS = {
+    "mIoU": ("semantic", "miou", 3),
+    "mean angle, degrees": ("normals", "mean_angle", 2),
+    "depth error, m": ("depth", "absolute_error", 3),
+}
+
+
+def run(seed: int, dir: Path) -> None:
+    """All systems of one seed, each by a command of its own."""
+    folder = {name: dir / f"seed{seed}" / name.replace(" ", "_").replace("#", "") for name in SYSTEMS}
+    for name, overrides in SYSTEMS.items():
+        given = [override.format(adashare=folder["AdaShare"]) for override in overrides]
+        command = ["experiment=adashare/small", f"seed={seed}", f"hydra.run.dir={folder[name]}", *given]
+        print(f"{name}, seed {seed}: python -m mtlsearch.run {' '.join(command)}", flush=True)
+        subprocess.run([sys.executable, "-m", "mtlsearch.run", *command], check=True)
+
+
+def read(dir: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((dir / "metrics.json").read_text())
+    metrics["architecture"] = json.loads((dir / "architecture.json").read_text())
+    return metrics
+
+
+def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
+    """Per system, mean and standard deviation over seeds, on test data."""
+    table = []
+    gains: dict[str, list[float]] = {}
+    for name in SYSTEMS:
+        runs = [dir / f"seed{seed}" / name.replace(" ", "_").replace("#", "") for seed in seeds]
+        found = [read(run) for run in runs]
+        references = [read(dir / f"seed{seed}" / "single-task") for seed in seeds]
+        row: dict[str, Any] = {"system": name}
+        for column, (task, metric, digits) in COLUMNS.items():
+            row[column] = spread([m["test"][task][metric] for m in found], digits)
+        deltas = [delta_m(m["test"], r["test"], r["directions"]) for m, r in zip(found, references)]
+        for task in deltas[0]:
+            row[f"delta_m {task}, %"] = spread([delta[task] for delta in deltas], 1)
+        gains[name] = [delta["all"] for delta in deltas]
+        own = [m["cost"]["backbone_params"] for m in found]
+        single = [r["cost"]["backbone_params"] for r in references]
+        row["backbone parameters, %"] = spread([100 * (a / b - 1) for a, b in zip(own, single)], 1)
+        row["MACs, M"] = spread([m["cost"]["macs"] / 1e6 for m in found], 0)
+        selects = [m["architecture"].get("select") for m in found]
+        if all(selects):
+            row["blocks run"] = "; ".join("/".join(str(sum(on)) for on in s.values()) for s in selects if s)
+        row["seconds"] = spread([sum(m["seconds"].values()) for m in found], 0)
+        table.append(row)
+    paired = [a - b for a, b in zip(gains["AdaShare"], gains["hard sharing"])]
+    error = statistics.stdev(paired) / len(paired) ** 0.5 if len(paired) > 1 else float("nan")
+    print(f"AdaShare minus hard sharing, delta_m: {statistics.mean(paired):+.2f}, standard error {error:.2f}")
+    return table
+
+
+def spread(values: list[float], digits: int) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--dir", type=Path, default=Path("runs/policies"))
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        run(seed, arguments.dir)
+    results = rows(arguments.seeds, arguments.dir)
+    names = list(dict.fromkeys(name for row in results for name in row))
+    table = Table(*names, title="AdaShare on scenes, ResNet-18, test data, mean ± deviation over seeds")
+    for row in results:
+        table.add_row(*(row.get(name, "") for name in names))
+    Console(width=220).print(table)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"seeds": arguments.seeds, "rows": results}, indent=1) + "\n")

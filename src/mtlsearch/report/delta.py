@@ -1,0 +1,38 @@
+"""delta_m: how much better a multi-task network is than single-task ones, as one number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+Values = Mapping[str, Mapping[str, float]]
+
+
+def delta_m(
+    values: Values, reference: Values, directions: Mapping[str, Mapping[str, bool]]
+) -> dict[str, float]:
+    """The mean relative improvement over the metrics of each task in percent (AdaShare Eq. 6), and under "all" the
+    mean over tasks; more is better.
+
+    Args:
+        values: {task: {metric: number}} of a network.
+        reference: of the single-task networks.
+        directions: {task: {metric: whether higher is better}}: the metrics that count.
+
+    Raises:
+        ValueError: a metric that one of them lacks, or a reference of 0.
+    """
+    result = {}
+    for task, metrics in directions.items():
+        gains = []
+        for metric, higher in metrics.items():
+            try:
+                value, base = values[task][metric], reference[task][metric]
+            except KeyError:
+                raise ValueError(f"delta_m: there is no {metric!r} of task {task!r} on both sides.") from None
+            if base == 0:
+                raise ValueError(f"delta_m: {metric!r} of task {task!r} is 0 for the reference.")
+            gains.append((1 if higher else -1) * (value - base) / abs(base) * 100)
+        result[task] = fmean(gains)
+    result["all"] = fmean(list(result.values()))
+    return result
