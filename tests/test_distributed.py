@@ -14,6 +14,7 @@ import torch
 from torch import multiprocessing, nn
 
 import mtlsearch as ms
+from mtlsearch.data.sampling import processes
 from mtlsearch.namespace import pl
 from tiny import SGD, TinyData, ToySearcher, make_tasks, make_trainer
 
@@ -44,21 +45,48 @@ def adam(**arguments):
     return ms.MTLNAS(make_tasks(), "test_resnet", relaxation="concrete", single_task=False, **arguments)
 
 
-# By case: the searcher, and the training images that lack a label. Each rank sees two images a step, so one
-# labelled image means that in every step a rank, or both, has none.
+def lacking(batch):
+    """The batch without the second rank's targets of depth."""
+    rank, world = processes()
+    if world == 1:
+        batch["depth"][1::2] = torch.nan
+    elif rank == 1:
+        del batch["depth"]
+    return batch
+
+
+def one(tasks, batch_size, **missing):
+    """A data set, less the labels of some training images."""
+    return TinyData(tasks, batch_size=batch_size, missing=missing, sizes=(8, 5, 3))
+
+
+def two(tasks, batch_size, together):
+    """A data set a task; the second rank has no image of the last one to validate on."""
+    parts = [
+        TinyData([task], batch_size=batch_size, sizes=sizes)
+        for task, sizes in zip(tasks, ((16, 5, 3), (8, 1, 1)))
+    ]
+    return ms.data.PerTask({task.name: part for task, part in zip(tasks, parts)}, together=together)
+
+
+# By case: the searcher and the data. Each rank sees two images a step, so one labelled image means that in every
+# step a rank, or both, has none.
 CASES = {
-    "all labelled": (toy, {}),
-    "a rank without labels": (toy, {"depth": (0, 1, 2, 3, 4, 5, 6)}),
-    "accumulated and clipped": (partial(toy, accumulate=2, clip=0.05), {"semantic": (1, 2, 5)}),
-    "a backbone": (convnext, {"depth": (0, 3, 4, 7), "normals": (1, 2, 3, 4, 5, 6, 7)}),
-    "norms at work, Adam": (adam, {"depth": (0, 1, 2, 3, 4, 5, 6)}),
+    "all labelled": (toy, one),
+    "a rank without labels": (toy, partial(one, depth=(0, 1, 2, 3, 4, 5, 6))),
+    "a rank without a target": (partial(toy, unpack=lacking), one),
+    "accumulated and clipped": (partial(toy, accumulate=2, clip=0.05), partial(one, semantic=(1, 2, 5))),
+    "a backbone": (convnext, partial(one, depth=(0, 3, 4, 7), normals=(1, 2, 3, 4, 5, 6, 7))),
+    "norms at work, Adam": (adam, partial(one, depth=(0, 1, 2, 3, 4, 5, 6))),
+    "a data set a task": (toy, partial(two, together=False)),
+    "a data set a task, together": (toy, partial(two, together=True)),
 }
 
 
 def train(case, batch_size, **trainer):
-    make, missing = CASES[case]
+    make, make_data = CASES[case]
     searcher = make()
-    data = TinyData(searcher.tasks, batch_size=batch_size, missing=missing, sizes=(8, 5, 3))
+    data = make_data(searcher.tasks, batch_size)
     callbacks = [] if make is adam else [FrozenNorms()]
     trainer = make_trainer(2, callbacks=callbacks, **trainer)
     trainer.fit(searcher, searcher.train_data(data))
@@ -70,15 +98,15 @@ def work(rank, port, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    two = {"strategy": "ddp_find_unused_parameters_true", "devices": 2}
+    ddp = {"strategy": "ddp_find_unused_parameters_true", "devices": 2}
     for case in CASES:
         torch.manual_seed(rank)
-        torch.save(train(case, 2, **two), folder / f"{case}-{rank}.pt")
+        torch.save(train(case, 2, **ddp), folder / f"{case}-{rank}.pt")
     searcher = toy()
     result = ms.search(
         searcher,
         TinyData(searcher.tasks, batch_size=2),
-        trainer=lambda stage: make_trainer(1, **two),
+        trainer=lambda stage: make_trainer(1, **ddp),
         dir=folder / "run",
     )
     torch.save(result.metrics, folder / f"run-{rank}.pt")

@@ -190,7 +190,7 @@ class MultiTask(pl.LightningModule):
         """Each predicted task's weighted loss to descend on, and its plain mean to look at.
 
         Both are means over the labelled entries of all processes: gradients, which DDP averages, come out as
-        those of one process with all the data.
+        those of one process with all the data. A task whose targets are in another process only has the mean.
         """
         sums = torch.zeros(2, len(self.tasks), device=self.device)
         totals = {}
@@ -203,13 +203,16 @@ class MultiTask(pl.LightningModule):
             dist.all_reduce(sums)
             world = dist.get_world_size()
         terms, means = {}, {}
+        elsewhere = world > 1 and len(totals) < len(self.tasks)
+        there = (sums[1] > 0).tolist() if elsewhere else [False] * len(self.tasks)
         for i, task in enumerate(self.tasks):
+            count = sums[1, i].clamp(min=1)
             if task.name in totals:
-                count = sums[1, i].clamp(min=1)
                 terms[task.name] = task.weight * totals[task.name] * (world / count)
+            if task.name in totals or there[i]:
                 means[task.name] = sums[0, i] / count
-                if task.name in self._seen:
-                    self._seen[task.name] += sums[1, i]
+            if task.name in self._seen:
+                self._seen[task.name] += sums[1, i]
         return terms, means
 
     def check_finite(self, values: Mapping[str, Tensor], group: str, batch_index: int) -> None:
