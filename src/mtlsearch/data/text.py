@@ -226,13 +226,13 @@ def read(path: Path, label: int, text: Sequence[int] | None, header: bool) -> li
         width = width or len(fields)
         if len(fields) != width:
             raise ValueError(
-                f"{path}, line {line}: the row has {len(fields)} columns, the first one {width}. A text with a "
+                f"{path}, line {line}: the row has {len(fields)} column(s), the first one {width}. A text with a "
                 "comma stands in quotes."
             )
         columns = [i for i in range(width) if i != label] if text is None else text
         if not columns or not all(0 <= i < width for i in (label, *columns)):
             raise ValueError(
-                f"{path}, line {line}: the row has {width} columns; the label is expected in column {label} and "
+                f"{path}, line {line}: the row has {width} column(s); the label is expected in column {label} and "
                 f"the text in {list(columns) or 'another'}, counted from 0."
             )
         if not (header and number == 0):
