@@ -73,16 +73,10 @@ def domains(
     """
     if unknown := [name for name in tasks if name not in DOMAINS]:
         raise ValueError(f"There is no domain {unknown[0]!r}: known are {', '.join(DOMAINS)}.")
-    count = len(DOMAINS)
-    scenes = Scenes(
-        ["object"],
-        size=size,
-        train=count * train,
-        val=count * val,
-        test=count * test,
-        render_seed=render_seed,
-        cache_dir=cache_dir,
-    )
+    counts: dict[str, Any] = {
+        name: len(DOMAINS) * n for name, n in {"train": train, "val": val, "test": test}.items()
+    }
+    scenes = Scenes(["object"], size=size, render_seed=render_seed, cache_dir=cache_dir, **counts)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "augment": augment}
     datasets = {name: Domain(name, scenes, seed=seed, **settings) for name in tasks}
     return PerTask(datasets, together=together, seed=seed)
