@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+import mtlsearch as ms
 from mtlsearch import run as command
 from mtlsearch import rundir
 
@@ -47,7 +48,12 @@ def jobs(config):
 def test_all_tables_are_there_in_both_sizes():
     tables = [f"table{n}" for n in range(1, 6)] + ["s1", "s2", "s3", "figure_s1", "single_task"]
     assert {f"mtlnas/{size}{table}" for size in ("", "scenes_") for table in tables} <= set(NAMES)
-    assert {"demo", "camvid", "nyuv2_samples"} <= set(NAMES)
+    ablations = [
+        f"table5_{name}" for name in ("no_curriculum", "no_sparsity", "no_sharing", "instance", "rl")
+    ]
+    tables = [*(f"table{n}" for n in (1, 2, 3, 4, 6)), *ablations]
+    assert {f"adashare/{size}{table}" for size in ("", "scenes_") for table in tables} <= set(NAMES)
+    assert {"demo", "camvid", "nyuv2_samples", "adashare/small"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +69,11 @@ def test_an_experiment_makes_its_data_and_its_searcher_in_every_job(name, tmp_pa
             assert str(OmegaConf.select(OmegaConf.create(settings), key)) == value
         datamodule, searcher = command.make(settings)
         assert [task.name for task in datamodule.tasks] == settings["tasks"]
-        assert settings["epochs"].keys() == {searcher.first_stage().stage, searcher.stage}
+        stages = {searcher.first_stage().stage, searcher.stage}
+        stages |= {"retrain"} if isinstance(searcher, ms.AdaShare) else set()
+        assert stages == set(settings["epochs"]) or (
+            name == "adashare/small" and stages < set(settings["epochs"])
+        )
 
 
 def test_the_papers_numbers():
@@ -88,6 +98,24 @@ def test_the_papers_numbers():
     }
     assert pairs["deterministic"]["discretization"] == "deterministic"
     assert pairs["concrete"]["discretization"] == "stochastic"
+
+
+def test_the_numbers_of_adashare():
+    tables = {n: settings_of(compose(f"adashare/table{n}")) for n in (1, 2, 3, 4)}
+    weights = {
+        n: (t["searcher"]["sparsity_weight"], t["searcher"]["sharing_weight"]) for n, t in tables.items()
+    }
+    assert weights == {1: (0.05, 0.05), 2: (0.01, 0.1), 3: (0.001, 0.05), 4: (0.001, 0.005)}
+    losses = {n: [t["weights"][task] for task in t["tasks"]] for n, t in tables.items()}
+    assert losses == {1: [1, 20], 2: [1, 20], 3: [1, 20, 3], 4: [1, 3, 2, 7, 7]}
+    for table in tables.values():
+        searcher = table["searcher"]
+        assert (searcher["samples"], searcher["temperature"], table["dataset"]["batch_size"]) == (8, 5, 16)
+    epochs, searcher = tables[3]["epochs"]["search"], tables[3]["searcher"]
+    warm = round(epochs * searcher["warmup"])
+    assert warm * 24 == pytest.approx(4000, rel=0.01)
+    assert (warm + (epochs - warm) / 2) * 24 == pytest.approx(20_000, rel=0.01)
+    assert (epochs - warm) / 2 * searcher["curriculum"] == pytest.approx(16, rel=0.05)  # a block an epoch
 
 
 def test_a_scaled_experiment_runs(tmp_path, monkeypatch):

@@ -217,10 +217,11 @@ def test_a_value_that_cannot_be_is_refused(refused, argument, words):
 
 
 def test_the_console_script_and_a_wrong_name_in_a_process_of_its_own(folder):
-    program = [sys.executable, "-c", "from mtlsearch.run import console; console()", "searcher=nddr"]
+    program = [sys.executable, "-c", "from mtlsearch.run import console; console()", "searcher=mtlnass"]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == ["error: There is no searcher 'nddr'. Near it: mtlnas, single_task."]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: There is no searcher 'mtlnass'. Near it: mtlnas, ")
 
 
 def test_only_what_a_user_can_mend_loses_its_traceback(capsys, monkeypatch):

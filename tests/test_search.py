@@ -61,7 +61,7 @@ def test_the_folder_holds_what_a_run_promises(run):
     assert set(metrics["supernet"]) == {"val", "test"} and len(metrics["samples"]) == 3
     assert {task: set(values) for task, values in metrics["directions"].items()} == names
     assert list(metrics["seconds"]) == ["single_task", "search"]
-    assert set(metrics["cost"]) == {"params", "macs", "latency_ms", "per_task"}
+    assert set(metrics["cost"]) == {"params", "backbone_params", "macs", "latency_ms", "per_task"}
     rows = (dir / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[:2] for row in rows[1:]] == [
         [stage, epoch] for stage in ("single_task", "search") for epoch in ("0", "1")
@@ -291,8 +291,8 @@ def test_an_unknown_backbone_argument_is_a_value_error(copied):
 
 
 def test_an_unknown_kind_or_version_says_so(copied):
-    edited(copied, kind="policy")
-    with pytest.raises(ValueError, match=r"Unknown kind.*'policy'.*Import the module that defines it"):
+    edited(copied, kind="unheard")
+    with pytest.raises(ValueError, match=r"Unknown kind.*'unheard'.*Import the module that defines it"):
         ms.load(copied)
     edited(copied, kind="fusion", version=7)
     with pytest.raises(ValueError, match="version 7, not 1"):

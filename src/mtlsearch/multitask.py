@@ -22,7 +22,7 @@ GROUPS = ("weights", "arch")
 
 def parts_of(batch: Batch) -> list[Batch]:
     """The batches of different images that one step takes: of {"parts": [...]} those, else the batch itself."""
-    return list(batch["parts"]) if batch.keys() == {"parts"} else [batch]
+    return list(batch["parts"]) if isinstance(batch, Mapping) and batch.keys() == {"parts"} else [batch]
 
 
 class MultiTask(pl.LightningModule):

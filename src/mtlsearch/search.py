@@ -16,7 +16,7 @@ from torch import nn
 from mtlsearch import callbacks, files
 from mtlsearch.architecture import Architecture
 from mtlsearch.cost import backbone_params, cost
-from mtlsearch.multitask import Batch, MultiTask, average_buffers
+from mtlsearch.multitask import Batch, MultiTask, average_buffers, parts_of
 from mtlsearch.namespace import check_trainer, pl, rank_zero_info
 from mtlsearch.nn.statistics import recompute_statistics
 from mtlsearch.searcher import Searcher
@@ -119,8 +119,9 @@ def recompute(
 
     def images() -> Iterator[tuple[torch.Tensor, list[str]]]:
         for batch in islice(loader, batches):
-            batch = searcher.unpack(batch) if searcher.unpack is not None else batch
-            yield batch["image"].to(device), [name for name in names if name in batch]
+            for part in parts_of(batch):
+                part = searcher.unpack(part) if searcher.unpack is not None else part
+                yield part["image"].to(device), [name for name in names if name in part]
 
     recompute_statistics(network.to(device), images())
     average_buffers(network)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mtlsearch.nn.paths import Paths
+from mtlsearch.nn.paths import BranchNorm, Paths
 
 
 @torch.no_grad()
@@ -28,20 +28,34 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Seq
     modes = {module: module.training for module in network.modules()}
     momenta = [norm.momentum for norm in norms]
     paths = [module for module in network.modules() if isinstance(module, Paths)]
+    branched = {module.norm: module for module in network.modules() if isinstance(module, BranchNorm)}
     network.eval()
     for norm in norms:
         norm.train()
     for part in paths:
         part.averaging(True)
+    # Counted by norm: a batch may be for some tasks only.
+    hooks = [branched.get(norm, norm).register_forward_pre_hook(_Count(norm)) for norm in norms]
     try:
-        for i, (image, tasks) in enumerate(batches):
-            for norm in norms:
-                norm.momentum = 1 / (i + 1)
+        for image, tasks in batches:
             network(image, tasks)
     finally:
+        for hook in hooks:
+            hook.remove()
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
         for part in paths:
             part.averaging(False)
         for module, mode in modes.items():
             module.training = mode
+
+
+class _Count:
+    """Gives the n-th batch that a norm sees the momentum 1 / n."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        self.norm, self.seen = norm, 0
+
+    def __call__(self, *_: object) -> None:
+        self.seen += 1
+        self.norm.momentum = 1 / self.seen
