@@ -41,6 +41,12 @@ def convnext(**arguments):
     )
 
 
+def policies(estimator="gumbel"):
+    tasks = make_tasks("semantic", "depth", "normals")
+    optimizers = {"optimizer": SGD, "arch_optimizer": partial(SGD, lr=1.0)}
+    return ms.AdaShare(tasks, "test_convnext", warmup=0.0, curriculum=0.5, estimator=estimator, **optimizers)
+
+
 def adam(**arguments):
     return ms.MTLNAS(make_tasks(), "test_resnet", relaxation="concrete", single_task=False, **arguments)
 
@@ -77,6 +83,8 @@ CASES = {
     "a rank without a target": (partial(toy, unpack=lacking), one),
     "accumulated and clipped": (partial(toy, accumulate=2, clip=0.05), partial(one, semantic=(1, 2, 5))),
     "a backbone": (convnext, partial(one, depth=(0, 3, 4, 7), normals=(1, 2, 3, 4, 5, 6, 7))),
+    "policies": (policies, partial(one, depth=(0, 3, 4, 7))),
+    "policies by policy gradients": (partial(policies, "reinforce"), partial(one, depth=(0, 3, 4, 7))),
     "norms at work, Adam": (adam, partial(one, depth=(0, 1, 2, 3, 4, 5, 6))),
     "a data set a task": (toy, partial(two, together=False)),
     "a data set a task, together": (toy, partial(two, together=True)),

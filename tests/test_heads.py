@@ -155,3 +155,19 @@ def test_heads_by_name():
             heads.dense(wrong, 3)
     with pytest.raises(ValueError, match="wdith"):
         heads.dense({"name": "light", "wdith": 4}, 3)
+
+
+@pytest.mark.parametrize("size", [(5, 5), (5, 9), (9, 9), (4, 3)])
+def test_atrous_convolution_without_dead_taps_is_the_whole_one(size):
+    torch.manual_seed(0)
+    ours = heads.Atrous(3, 4, 5).double()
+    plain = torch.nn.Conv2d(3, 4, 3, padding=5, dilation=5).double()
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, *size, dtype=torch.double, requires_grad=True)
+    results = []
+    for conv in (ours, plain):
+        output = conv(x)
+        assert output.shape == (2, 4, *size)
+        results.append([output, *torch.autograd.grad((output**2).sum(), [x, *conv.parameters()])])
+    for a, b in zip(*results):
+        assert torch.allclose(a, b, atol=1e-12)

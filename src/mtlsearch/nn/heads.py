@@ -136,7 +136,7 @@ class LargeFOV(nn.Module):
     ) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels[-1], width, 3, padding=12, dilation=12, bias=False),
+            Atrous(channels[-1], width, 12, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout),
@@ -166,7 +166,7 @@ class ASPP(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(channels[-1], width, 3, padding=dilation, dilation=dilation),
+                Atrous(channels[-1], width, dilation),
                 nn.ReLU(inplace=True),
                 nn.Dropout(dropout),
                 nn.Conv2d(width, width, 1),
@@ -179,6 +179,23 @@ class ASPP(nn.Module):
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         return _resize(reduce(torch.add, (branch(features[-1]) for branch in self.branches)), size)
+
+
+class Atrous(nn.Conv2d):
+    """A dilated 3x3 convolution that keeps the size, without the taps that on this map meet padding alone.
+
+    At stride 8 a photograph of 129x129 is a map of 17x17, on which dilations of 18 and 24 leave the centre.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, padding = self.weight, [self.dilation[0], self.dilation[1]]
+        for axis in (0, 1):
+            if self.dilation[axis] >= x.shape[2 + axis]:
+                weight, padding[axis] = weight.narrow(2 + axis, 1, 1), 0
+        return F.conv2d(x, weight, self.bias, padding=padding, dilation=self.dilation)
 
 
 class Pool(nn.Module):
