@@ -4,7 +4,7 @@ ResNet-18 on rendered scenes of 48x48, three tasks; every network that is evalua
 best of two sampled policies is chosen on validation data, for AdaShare and for the random ones. Finished runs are
 not repeated.
 
-    python benchmarks/policies.py [--seeds 0 1 2] [--dir runs/policies] [--json FILE]
+    python benchmarks/policies.py [--seeds 0 1 2] [--dir runs/policies] [--collect] [--json FILE]
 """
 
 from __future__ import annotations
@@ -53,20 +53,23 @@ def read(dir: Path) -> dict[str, Any]:
 
 
 def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
-    """Per system, mean and standard deviation over seeds, on test data."""
+    """Per system, mean and standard deviation over the seeds whose runs are finished, on test data."""
     table = []
-    gains: dict[str, list[float]] = {}
+    gains: dict[str, dict[int, float]] = {}
     for name in SYSTEMS:
-        runs = [dir / f"seed{seed}" / name.replace(" ", "_").replace("#", "") for seed in seeds]
-        found = [read(run) for run in runs]
-        references = [read(dir / f"seed{seed}" / "single-task") for seed in seeds]
-        row: dict[str, Any] = {"system": name}
+        folders = {seed: dir / f"seed{seed}" / name.replace(" ", "_").replace("#", "") for seed in seeds}
+        done = [seed for seed, folder in folders.items() if (folder / "metrics.json").exists()]
+        if not done:
+            continue
+        found = [read(folders[seed]) for seed in done]
+        references = [read(dir / f"seed{seed}" / "single-task") for seed in done]
+        row: dict[str, Any] = {"system": name, "seeds": ", ".join(map(str, done))}
         for column, (task, metric, digits) in COLUMNS.items():
             row[column] = spread([m["test"][task][metric] for m in found], digits)
         deltas = [delta_m(m["test"], r["test"], r["directions"]) for m, r in zip(found, references)]
         for task in deltas[0]:
             row[f"delta_m {task}, %"] = spread([delta[task] for delta in deltas], 1)
-        gains[name] = [delta["all"] for delta in deltas]
+        gains[name] = {seed: delta["all"] for seed, delta in zip(done, deltas)}
         own = [m["cost"]["backbone_params"] for m in found]
         single = [r["cost"]["backbone_params"] for r in references]
         row["backbone parameters, %"] = spread([100 * (a / b - 1) for a, b in zip(own, single)], 1)
@@ -76,24 +79,29 @@ def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
             row["blocks run"] = "; ".join("/".join(str(sum(on)) for on in s.values()) for s in selects if s)
         row["seconds"] = spread([sum(m["seconds"].values()) for m in found], 0)
         table.append(row)
-    paired = [a - b for a, b in zip(gains["AdaShare"], gains["hard sharing"])]
-    error = statistics.stdev(paired) / len(paired) ** 0.5 if len(paired) > 1 else float("nan")
-    print(f"AdaShare minus hard sharing, delta_m: {statistics.mean(paired):+.2f}, standard error {error:.2f}")
+    both = [seed for seed in gains.get("AdaShare", {}) if seed in gains.get("hard sharing", {})]
+    paired = [gains["AdaShare"][seed] - gains["hard sharing"][seed] for seed in both]
+    if len(paired) > 1:
+        error = statistics.stdev(paired) / len(paired) ** 0.5
+        print(
+            f"AdaShare minus hard sharing, delta_m: {statistics.mean(paired):+.2f}, standard error {error:.2f}"
+        )
     return table
 
 
 def spread(values: list[float], digits: int) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--dir", type=Path, default=Path("runs/policies"))
+    parser.add_argument("--collect", action="store_true", help="only the table of the runs that are finished")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
-    for seed in arguments.seeds:
+    for seed in () if arguments.collect else arguments.seeds:
         run(seed, arguments.dir)
     results = rows(arguments.seeds, arguments.dir)
     names = list(dict.fromkeys(name for row in results for name in row))

@@ -245,7 +245,7 @@ def _draw_effect(axes: Axes, points: Sequence[Run], measure: str, weight: str, o
         axes.plot(weights, means, color=colour, label=f"{key:g}", zorder=3)
     ticks = sorted({x for by_weight in series.values() for x in by_weight})
     positive = [x for x in ticks if x > 0]
-    if positive and positive[-1] > 20 * positive[0]:
+    if positive and positive[-1] > 8 * positive[0]:
         axes.set_xscale("symlog", linthresh=positive[0], linscale=0.5)
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 7 else 0)
     axes.set_xticks([], minor=True)
