@@ -18,8 +18,9 @@ Head = Callable[[Sequence[int], Sequence[int]], nn.Module]
 class Target:
     """A kind of label: its geometry, its validity and its picture.
 
-    A label of one image is an array as the dataset reads it, a target the batch of them as tensors. Each
-    built-in task file holds its own kind; a task of yours may take one of those or override what differs.
+    A label of one image is an array as the dataset reads it (boxes: a dict of arrays), a target the batch of
+    them as tensors. Each built-in task file holds its own kind; a task of yours may take one of those or
+    override what differs.
     """
 
     dense = True
@@ -35,15 +36,33 @@ class Target:
         """
         return label
 
-    def unlabelled(self, size: tuple[int, int]) -> np.ndarray:
+    def move(self, label: Any, matrix: np.ndarray, size: tuple[int, int]) -> Any:
+        """A label that is not dense after the image's pixels were moved by an affine map.
+
+        Args:
+            label: of the image as it was.
+            matrix: (2, 3), the map in pixels from the image's left upper corner: x' = matrix @ (x, y, 1).
+            size: (H, W) of the image as it is now.
+        """
+        return label
+
+    def fit(self, label: Any, size: tuple[int, int]) -> Any:
+        """A label as one of an image of `size` (H, W); a ValueError where its places lie outside."""
+        return label
+
+    def unlabelled(self, size: tuple[int, int]) -> Any:
         """The label of an image of `size` (H, W) that nobody labelled; also what padding gets."""
         raise NotImplementedError
 
-    def labelled(self, target: Tensor) -> Tensor:
+    def collate(self, labels: Sequence[Any]) -> Any:
+        """The target of a batch, of its images' labels."""
+        return torch.from_numpy(np.stack(labels))
+
+    def labelled(self, target: Any) -> Tensor:
         """Which entries of a target are labelled: a boolean tensor that has the batch as its first axis."""
         raise NotImplementedError
 
-    def check(self, label: np.ndarray) -> None:
+    def check(self, label: Any) -> None:
         """Raise a ValueError that says what is wrong with a label: its shape, its type, a value out of range."""
 
     def decode(self, prediction: Tensor) -> Tensor:

@@ -42,5 +42,5 @@ class Collate:
         for name, target in self.targets.items():
             known = [sample.get(name) for sample in samples]
             labels = [target.unlabelled(size) if label is None else label for label in known]
-            batch[name] = torch.from_numpy(np.stack(labels))
+            batch[name] = target.collate(labels)
         return batch

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtlsearch.task import Task
+from mtlsearch.tasks.boxes import Boxes
 from mtlsearch.tasks.classification import ImageLabel, classification
 from mtlsearch.tasks.depth import Depth, depth
 from mtlsearch.tasks.maps import DenseMap, edges, keypoints
@@ -27,6 +28,7 @@ from mtlsearch.tasks.normals import Normals, normals
 from mtlsearch.tasks.segmentation import ClassMap, segmentation
 
 __all__ = [
+    "Boxes",
     "ClassMap",
     "DenseMap",
     "Depth",
