@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from mtlsearch import tasks
+from mtlsearch.data.augment import Augment, resize
 from mtlsearch.data.collate import Collate
 from mtlsearch.task import Task, has_labels
-from mtlsearch.tasks import Boxes
+from mtlsearch.tasks.boxes import KEPT, Boxes
 from mtlsearch.tasks.metrics import Mean
 
 TARGET = Boxes(2, ["car", "dog"])
@@ -70,3 +71,85 @@ class TestLabels:
     def test_the_number_of_classes(self, number):
         with pytest.raises(ValueError, match="num_classes"):
             tasks.Boxes(number)
+
+
+def mask_box(mask):
+    rows, columns = np.nonzero(mask)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if len(rows) else None
+
+
+def painted(height=48, width=64, box=(20, 12, 40, 30)):
+    """An image with one box, which is a rectangle in its class map."""
+    left, top, right, bottom = box
+    ids = np.zeros((height, width), np.int64)
+    ids[top:bottom, left:right] = 1
+    image = (ids[..., None] * np.array([200, 100, 50])).astype(np.uint8)
+    return {"image": image, "semantic": ids, "boxes": make(box, labels=[1])}
+
+
+TARGETS = {"boxes": TARGET, "semantic": tasks.ClassMap(2)}
+
+
+class TestMoves:
+    def test_a_flip_mirrors_and_two_are_none(self):
+        flip, sample = Augment(flip=1.0), painted(box=(3, 12, 10, 30))
+        once = flip(sample, TARGETS, seed=0)
+        assert once["boxes"]["boxes"].tolist() == [[54, 12, 61, 30]] and once["boxes"]["labels"].tolist() == [
+            1
+        ]
+        assert flip(once, TARGETS, seed=1)["boxes"]["boxes"].tolist() == [[3, 12, 10, 30]]
+        assert sample["boxes"]["boxes"].tolist() == [[3, 12, 10, 30]]
+
+    @pytest.mark.parametrize("crop", [(30, 40), (64, 80), (30, 90)])
+    def test_a_crop_and_a_flip_leave_the_box_of_the_mask(self, crop):
+        dropped = 0
+        for seed in range(40):
+            moved = Augment(crop=crop, flip=0.5)(painted(), TARGETS, seed)
+            boxes, mask = moved["boxes"]["boxes"], moved["semantic"] == 1
+            if len(boxes):
+                assert boxes.tolist() == [mask_box(mask)]
+            else:
+                dropped += 1
+                assert mask.sum() < KEPT * 20 * 18
+        assert dropped < 20
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_zoom_crop_and_flip_agree_with_the_mask_to_a_pixel(self, seed):
+        moved = Augment(scale=(0.4, 2.5), crop=(50, 50), flip=0.5)(painted(), TARGETS, seed)
+        for box in moved["boxes"]["boxes"]:
+            np.testing.assert_allclose(box, mask_box(moved["semantic"] == 1), atol=1)
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_a_turned_square_stands_on_its_corner(self, seed):
+        sample = painted(60, 60, box=(20, 20, 40, 40))
+        moved = Augment(rotate=90, scale=(0.8, 1.4), flip=0.5)(sample, TARGETS, seed)
+        (box,) = moved["boxes"]["boxes"]
+        np.testing.assert_allclose(box, mask_box(moved["semantic"] == 1), atol=1.5)
+
+    def test_a_turn_by_hand(self):
+        quarter = np.array([[0, -1, 10], [1, 0, 0]])  # (x, y) -> (10 - y, x)
+        moved = TARGET.move(make([1, 2, 5, 4]), quarter, (8, 10))
+        assert moved["boxes"].tolist() == [[6, 1, 8, 5]]
+
+    def test_what_is_mostly_outside_or_thin_is_dropped(self):
+        left = np.array([[1.0, 0, -10], [0, 1, 0]])
+        label = make(
+            [0, 0, 10, 5], [7.2, 0, 17.2, 5], [6.8, 0, 16.8, 5], [9.1, 0, 10.1, 5], labels=[0, 1, 0, 1]
+        )
+        moved = TARGET.move(label, left, (5, 20))
+        np.testing.assert_allclose(moved["boxes"], [[0, 0, 7.2, 5], [0, 0, 6.8, 5]], atol=1e-5)
+        assert moved["labels"].tolist() == [1, 0]
+        half = np.array([[0.5, 0, 0], [0, 0.5, 0]])
+        moved = TARGET.move(make([0, 0, 1.9, 5], [2, 2, 4, 4]), half, (5, 20))
+        assert moved["boxes"].tolist() == [[1, 1, 2, 2]]
+
+    def test_resizing_scales_each_side(self):
+        small = resize(painted(), TARGETS, (24, 16))
+        assert small["boxes"]["boxes"].tolist() == [[5, 6, 10, 15]]
+        assert mask_box(small["semantic"] == 1) == [5, 6, 10, 15]
+
+    def test_no_boxes_and_no_label(self):
+        moved = Augment(rotate=30)(painted() | {"boxes": make()}, TARGETS, seed=0)
+        TARGET.check(moved["boxes"], (48, 64))
+        assert moved["boxes"]["boxes"].shape == (0, 4)
+        assert Augment()(painted() | {"boxes": None}, TARGETS, seed=0)["boxes"] is None

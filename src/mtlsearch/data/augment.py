@@ -23,8 +23,9 @@ class Augment:
     """Random colour, zoom, rotation, crop and flip of one sample.
 
     Class maps, like all dense labels, move by nearest neighbour: no class is invented and no hole spreads.
-    What a label's *values* do under the map is its target's to say (`Target.warp`). Where there is no image
-    left it has the mean colour, and the labels there are unlabelled. Image labels stay as they are.
+    What a label's *values* do under the map is its target's to say (`Target.warp`), and so is where boxes go
+    (`Target.move`). Where there is no image left it has the mean colour, and the labels there are unlabelled.
+    Image labels stay as they are.
 
     Args:
         resize: (H, W) to which the whole image is brought first. It keeps the field of view, so metric depth
@@ -84,12 +85,15 @@ class Augment:
         origin = np.arange(height * width, dtype=np.int32).reshape(height, width)
         moved = pipeline(image=sample["image"], mask=origin)
         origin = moved["mask"]
-        linear = _linear(moved["applied_transforms"])
+        matrix = _matrix(moved["applied_transforms"])
 
         result = {**sample, "image": moved["image"]}
-        for name, target, label in _dense(sample, targets):
-            label = label.reshape(*label.shape[:-2], -1)[..., origin]
-            result[name] = np.where(origin >= 0, target.warp(label, linear), target.unlabelled(size))
+        for name, target, label in _labels(sample, targets):
+            if target.dense:
+                label = target.warp(label.reshape(*label.shape[:-2], -1)[..., origin], matrix[:2, :2])
+                result[name] = np.where(origin >= 0, label, target.unlabelled(size))
+            else:
+                result[name] = target.move(label, matrix[:2], size)
         return result
 
 
@@ -97,8 +101,19 @@ def resize(sample: Sample, targets: Mapping[str, Target], size: Sequence[int]) -
     """The sample at `size` (H, W), the field of view kept: labels by nearest neighbour, values unchanged."""
     height, width = size
     image = Image.fromarray(sample["image"]).resize((width, height), Image.Resampling.BILINEAR)
-    labels = {name: nearest(label, size) for name, _, label in _dense(sample, targets)}
-    return {**sample, "image": np.array(image), **labels}
+    result = {**sample, "image": np.array(image)}
+    for name, target, label in _labels(sample, targets):
+        result[name] = resize_label(target, label, sample["image"].shape[:2], size)
+    return result
+
+
+def resize_label(target: Target, label: Any, old: Sequence[int], size: Sequence[int]) -> Any:
+    """The label of an image that was brought from one size (H, W) to another."""
+    if target.dense:
+        return nearest(label, size)
+    (height, width), (new_height, new_width) = old, size
+    matrix = np.array([[new_width / width, 0, 0], [0, new_height / height, 0]])
+    return target.move(label, matrix, (new_height, new_width))
 
 
 def nearest(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
@@ -116,14 +131,14 @@ def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def _dense(sample: Sample, targets: Mapping[str, Target]) -> Iterator[tuple[str, Target, np.ndarray]]:
-    """The labels that the sample has for every pixel."""
+def _labels(sample: Sample, targets: Mapping[str, Target]) -> Iterator[tuple[str, Target, Any]]:
+    """The labels that the sample has."""
     height, width = sample["image"].shape[:2]
     for name, target in targets.items():
         label = sample.get(name)
-        if label is None or not target.dense:
+        if label is None:
             continue
-        if label.shape[-2:] != (height, width):
+        if target.dense and label.shape[-2:] != (height, width):
             raise ValueError(
                 f"{sample.get('name', 'A sample')}: its {name} label is of shape {label.shape}, its image of "
                 f"{height}x{width}. Both need the same height and width."
@@ -161,15 +176,25 @@ def _pipeline(
     return albumentations.Compose(transforms, save_applied_params=True)
 
 
-def _linear(applied: Sequence[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
-    """(2, 2), the linear part of the map of (x, y) pixels that the applied transforms make together."""
-    linear = np.eye(2)
+def _matrix(applied: Sequence[tuple[str, Mapping[str, Any]]]) -> np.ndarray:
+    """(3, 3), the map of places (x, y, 1) that the applied transforms make together.
+
+    Places are in pixels from the left upper corner, where the first pixel's centre is (0.5, 0.5).
+    """
+    matrix = np.eye(3)
     for number, (name, parameters) in enumerate(applied):
+        step = np.eye(3)
         if name == "RandomScale":  # to whole pixels: what it scaled by is in the size that the next one met
             old, new = (np.array(each[1]["shape"][1::-1]) for each in applied[number : number + 2])
-            linear = np.diag(new / old) @ linear
-        elif name == "Affine":
-            linear = parameters["matrix"][:2, :2] @ linear
+            step[:2, :2] = np.diag(new / old)
+        elif name == "Affine":  # of the pixels' numbers, whose origin is the first one's centre
+            step[:2, :2] = parameters["matrix"][:2, :2]
+            step[:2, 2] = parameters["matrix"][:2, 2] + 0.5 - step[:2, :2] @ (0.5, 0.5)
+        elif name == "RandomCrop":
+            padding = parameters["pad_params"] or {"pad_left": 0, "pad_top": 0}
+            left, top = parameters["crop_coords"][:2]
+            step[:2, 2] = padding["pad_left"] - left, padding["pad_top"] - top
         elif name == "HorizontalFlip":
-            linear = np.diag([-1.0, 1.0]) @ linear
-    return linear
+            step[0] = -1, 0, parameters["shape"][1]
+        matrix = step @ matrix
+    return matrix

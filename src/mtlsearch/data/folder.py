@@ -9,9 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mtlsearch.data.augment import Augment, Sample, check_size, nearest, resize
+from mtlsearch.data.augment import Augment, Sample, check_size, resize, resize_label
 from mtlsearch.data.encodings import Depth, Edges, Encoding, Keypoints, Normals, Segmentation
 from mtlsearch.data.matching import Item, match
 from mtlsearch.data.module import TaskData
@@ -122,14 +120,15 @@ class Folder(TaskData):
             raise ValueError("\n".join(problems))
         return sample if self.resize is None else resize(sample, {}, self.resize)
 
-    def _label(self, task: Task, source: Any, size: tuple[int, ...]) -> np.ndarray:
+    def _label(self, task: Task, source: Any, size: tuple[int, int]) -> Any:
         """The label of an image of this size, as the task wants it."""
         encoding = self.labels[task.name]
         label = encoding.read(source)
-        if task.target.dense:
-            if label.shape[-2:] != size:
-                raise ValueError(f"its size is {_by(label.shape[-2:])}, that of the image is {_by(size)}.")
-            label = label if self.resize is None else nearest(label, self.resize)
+        if task.target.dense and label.shape[-2:] != size:
+            raise ValueError(f"its size is {_by(label.shape[-2:])}, that of the image is {_by(size)}.")
+        label = task.target.fit(label, size)
+        if self.resize is not None:
+            label = resize_label(task.target, label, size, self.resize)
         label = encoding.finish(label)
         task.target.check(label)
         return label
