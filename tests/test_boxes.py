@@ -1,12 +1,17 @@
 """Boxes: what a label of them is, how they move with the image, and how files hold them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mtlsearch import tasks
 from mtlsearch.data.augment import Augment, resize
 from mtlsearch.data.collate import Collate
+from mtlsearch.data.encodings import Bdd100k, BoxesOf, Coco, Kitti, Segmentation, Voc
+from mtlsearch.data.folder import Folder
 from mtlsearch.task import Task, has_labels
 from mtlsearch.tasks.boxes import KEPT, Boxes
 from mtlsearch.tasks.metrics import Mean
@@ -153,3 +158,183 @@ class TestMoves:
         TARGET.check(moved["boxes"], (48, 64))
         assert moved["boxes"]["boxes"].shape == (0, 4)
         assert Augment()(painted() | {"boxes": None}, TARGETS, seed=0)["boxes"] is None
+
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.png"}, {"id": 9, "file_name": "b.png"}],
+    "categories": [{"id": 3, "name": "car"}, {"id": 18, "name": "dog"}, {"id": 5, "name": "van"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [2, 1, 4, 3], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 60, 40], "iscrowd": 1},
+        {"id": 3, "image_id": 7, "category_id": 5, "bbox": [10.5, 20, 5, 6.25]},
+    ],
+}
+KITTI = """\
+Car 0.00 0 -1.58 10.50 20.00 30.00 40.00 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59
+DontCare -1 -1 -10 1.00 1.00 5.00 5.00 -1 -1 -1 -1000 -1000 -1000 -10
+Van 0.00 0 -1.58 0.00 0.00 8.00 4.00 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59
+"""
+VOC = """<?xml version="1.0"?>
+<annotation><size><width>64</width></size>
+  <object><name>dog</name><difficult>0</difficult>
+    <bndbox><xmin>1</xmin><ymin>3</ymin><xmax>10</xmax><ymax>12</ymax></bndbox>
+    <part><name>head</name><bndbox><xmin>1</xmin><ymin>3</ymin><xmax>2</xmax><ymax>4</ymax></bndbox></part>
+  </object>
+  <object><name>car</name><difficult>1</difficult>
+    <bndbox><xmin>5</xmin><ymin>5</ymin><xmax>64</xmax><ymax>48</ymax></bndbox></object>
+</annotation>"""
+BDD = [
+    {
+        "name": "a.png",
+        "labels": [
+            {"id": "11", "category": "car", "box2d": {"x1": 1.5, "y1": 2, "x2": 9, "y2": 8}},
+            {"id": "12", "category": "lane", "poly2d": []},
+        ],
+    },
+    {"name": "b.png", "labels": None},
+]
+
+
+@pytest.fixture(autouse=True)
+def detection(monkeypatch):
+    def nothing(*args):
+        return torch.zeros(()), torch.zeros(())
+
+    def make(name, *, num_classes, class_names):
+        boxes = Boxes(num_classes, class_names)
+        return Task(name, boxes, torch.nn.Identity, nothing, {"none": lambda: Mean(nothing)})
+
+    monkeypatch.setattr(tasks, "detection", make, raising=False)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Images a, b and c, 48x64, with the class map of a."""
+    for name in "abc":
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(painted()["image"]).save(tmp_path / f"images/{name}.png")
+    ids = np.zeros((48, 64), np.uint8)
+    ids[10:20, 5:15] = ids[20:25, 15:20] = 1  # they touch at a corner
+    ids[40:42, 50:60] = 1
+    ids[0:4, 30:33] = 2
+    Image.fromarray(ids).save(tmp_path / "ids.png")
+    return tmp_path
+
+
+def write(path, content):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def read(root, encoding, **settings):
+    """The labels in a folder of one task, by image: dicts of lists, None where unlabelled."""
+    folder = Folder(root, labels={"boxes": encoding}, **settings)
+    samples = [folder.read(item) for items in folder.items.values() for item in items]
+    labels = {sample["name"]: sample.get("boxes") for sample in samples}
+    return {
+        name: label and {key: value.tolist() for key, value in label.items()}
+        for name, label in sorted(labels.items())
+    }
+
+
+NOTHING = {"boxes": [], "labels": []}
+
+
+class TestFiles:
+    def test_coco(self, root):
+        write(root / "all.json", COCO)
+        settings = {"classes": ["car", "dog"], "name_map": {"van": "car"}}
+        assert read(root, Coco(path="all.json", **settings)) == {
+            "a": {"boxes": [[2, 1, 6, 4], [10.5, 20, 15.5, 26.25]], "labels": [1, 0]},
+            "b": NOTHING,
+            "c": None,
+        }
+        folder = Folder(root, labels={"boxes": Coco(path="all.json", **settings)}, resize=(24, 32))
+        (item,) = (item for items in folder.items.values() for item in items if item.name == "a")
+        assert folder.read(item)["boxes"]["boxes"].tolist() == [[1, 0.5, 3, 2], [5.25, 10, 7.75, 13.125]]
+
+    def test_kitti(self, root):
+        write(root / "text/a.txt", KITTI)
+        write(root / "text/b.txt", "\n")
+        settings = {"path": "text/{name}.txt", "classes": ["Car", "Dog"]}
+        car = [10.5, 20, 30, 40]
+        assert read(root, Kitti(**settings, ignore=["Van"])) == {
+            "a": {"boxes": [car], "labels": [0]},
+            "b": NOTHING,
+            "c": None,
+        }
+        label = read(root, Kitti(**settings, name_map={"Van": "Dog"}))["a"]
+        assert label == {"boxes": [car, [0, 0, 8, 4]], "labels": [0, 1]}
+
+    def test_voc_counts_from_one_and_includes_the_last_pixel(self, root):
+        write(root / "xml/a.xml", VOC)
+        settings = {"path": "xml/{name}.xml", "classes": ["car", "dog"]}
+        dog, car = [0, 2, 10, 12], [4, 4, 64, 48]
+        assert read(root, Voc(**settings))["a"] == {"boxes": [dog, car], "labels": [1, 0]}
+        assert read(root, Voc(**settings, skip_difficult=True))["a"] == {"boxes": [dog], "labels": [1]}
+
+    @pytest.mark.parametrize("path", ["all.json", "frames/{name}.json"])
+    def test_bdd100k(self, root, path):
+        write(root / "all.json", BDD)
+        for frame in BDD:
+            objects = {"frames": [{"objects": frame["labels"] or []}]}
+            write(root / "frames" / frame["name"].replace("png", "json"), objects)
+        assert read(root, Bdd100k(path=path, classes=["car", "dog"])) == {
+            "a": {"boxes": [[1.5, 2, 9, 8]], "labels": [0]},
+            "b": NOTHING,
+            "c": None,
+        }
+
+    def test_regions_of_a_class_map(self, root):
+        write(root / "x/_", "")
+        (root / "ids.png").rename(root / "x/a.png")
+        ids = Segmentation(path="x/{name}.png", classes=["road", "car", "dog"])
+        label = read(root, BoxesOf(ids, classes=["dog", "car"]))["a"]
+        assert label["boxes"] == [[30, 0, 33, 4], [5, 10, 20, 25], [50, 40, 60, 42]]
+        assert label["labels"] == [0, 1, 1]
+        label = read(root, BoxesOf(ids, classes=["dog", "car"], smallest=13))["a"]
+        assert label["boxes"] == [[5, 10, 20, 25], [50, 40, 60, 42]]
+        with pytest.raises(ValueError, match=r"class 'cat': the label image has \['road', 'car', 'dog'\]"):
+            BoxesOf(ids, classes=["cat"])
+
+    def test_small_objects_are_left_out_if_wanted(self, root):
+        flat = {**COCO["annotations"][0], "bbox": [3, 3, 5, 0.0]}
+        write(root / "all.json", {**COCO, "annotations": [flat]})
+        with pytest.raises(ValueError, match=r"image 'a.png': annotation 1: .*least_side=1 leaves out"):
+            read(root, Coco(path="all.json", classes=["car", "dog"]))
+        assert read(root, Coco(path="all.json", classes=["car", "dog"], least_side=1))["a"] == NOTHING
+
+    @pytest.mark.parametrize(
+        ("encoding", "content", "fault"),
+        [
+            (Coco, {**COCO, "categories": COCO["categories"][:1]}, r"all.json: annotation 1: its category_id 18"),
+            (Coco, {**COCO, "images": COCO["images"][1:]}, "all.json: annotation 1: its image_id 7 is not listed"),
+            (Coco, {"images": []}, "all.json: .* something lacks 'categories'"),
+            (Coco, "{", "all.json: cannot be read as JSON"),
+            (Coco, COCO, r"all.json, image 'a.png': annotation 3: its class 'van' is none of .*. Add"),
+            (Bdd100k, BDD + BDD, "all.json: it has two entries for the image 'a.png'"),
+            (Bdd100k, COCO, "all.json: does not list images as expected"),
+            (Bdd100k, [{**BDD[0], "labels": [{"id": 4, "box2d": {"x1": 1}}]}], "'a.png': .* something lacks 'y1'"),
+            (Bdd100k, [{"name": "z.png"}], "all.json, image 'z.png': there is no image 'z.png'"),
+            (Kitti, KITTI.replace("Van", "Cat"), r"a.txt: line 3: its class 'Cat' is none of"),
+            (Kitti, "Car 1 2 3", "a.txt: line 1: has 4 fields"),
+            (Kitti, KITTI.replace("10.50", "x"), r"a.txt: line 1: its box is \['x', .* expected four numbers"),
+            (Kitti, KITTI.replace("10.50", "31.0"), r"a.txt: line 1: its corners .* \[31.0, 20.0, 30.0, 40.0\]"),
+            (Kitti, KITTI.replace("30.00 40.00", "90.0 90.0"), "a.txt: Box 0, .* outside the image of 48x64"),
+            (Kitti, KITTI.replace("30.00", "nan"), "a.txt: line 1: its corners"),
+            (Voc, VOC.replace("<annotation>", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>"), "a.xml: .* DOCTYPE"),
+            (Voc, VOC[:-20], "a.xml: cannot be read as XML"),
+            (Voc, VOC.replace("xmin", "left"), "a.xml: object 1: lacks one of name, bndbox/xmin"),
+            (Voc, VOC.replace("<xmin>1<", "<xmin>one<"), "a.xml: object 1: its box is .* four numbers"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_in_a_file_is_named_with_its_place(self, root, encoding, content, fault):
+        path = {Kitti: "text/{name}.txt", Voc: "xml/{name}.xml"}.get(encoding, "all.json")
+        write(root / path.format(name="a"), content)
+        names = {"Car": "car", "Van": "car"} if encoding is Kitti else {}
+        with pytest.raises(ValueError, match=fault):
+            read(root, encoding(path=path, classes=["car", "dog"], name_map=names))
+
+    def test_a_map_to_an_unknown_class_is_an_error(self):
+        with pytest.raises(ValueError, match="name_map leads to 'cat', which is none of the classes"):
+            Coco(path="all.json", classes=["car"], name_map={"van": "cat"})

@@ -1,14 +1,15 @@
-"""Class ids for every pixel, and the edges between them."""
+"""Class ids for every pixel, the edges between them, and boxes round what they show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from mtlsearch import tasks
+from mtlsearch.data.encodings.boxes import make_label
 from mtlsearch.data.encodings.encoding import Encoding, Files, class_arguments, listed
 from mtlsearch.data.reading import read_array
 from mtlsearch.nn.heads import HeadChoice
@@ -84,3 +85,45 @@ class EdgesOf(Encoding):
             edges[one] |= border
             edges[other] |= border
         return np.where(known, edges, np.nan).astype(np.float32)[None]
+
+
+@dataclass(frozen=True)
+class BoxesOf(Encoding):
+    """Boxes made from class ids: one round each connected region of a class, corners counting as connected.
+
+    Objects of a class that touch are one region, an object that is hidden in its middle is two.
+
+    Args:
+        labels: the class ids, with names for the classes.
+        classes: the names of those that are objects; their order is that of the boxes' classes.
+        smallest: pixels of the label image that a region has at least; smaller ones are left out.
+    """
+
+    labels: Segmentation
+    classes: Sequence[str] = field(kw_only=True)
+    smallest: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        known = class_arguments(self.labels.classes)["class_names"]
+        if wrong := [name for name in self.classes if name not in known]:
+            raise ValueError(f"No region can be of a class {wrong[0]!r}: the label image has {known}.")
+
+    def task(self, name: str, head: HeadChoice) -> Task:
+        return tasks.detection(name, **class_arguments(self.classes), **self.options)
+
+    def find(self, root: Path, split: str) -> dict[str, Path]:
+        return self.labels.find(root, split)
+
+    def read(self, source: Path) -> dict[str, np.ndarray]:
+        import cv2
+
+        class_map, boxes, ids = self.labels.read(source), [], []
+        known = class_arguments(self.labels.classes)["class_names"]
+        for number, name in enumerate(self.classes):
+            mask = (class_map == known.index(name)).astype(np.uint8)
+            _, _, regions, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+            for left, top, width, height, count in regions[1:]:  # the first is all the rest
+                if count >= self.smallest:
+                    boxes.append((left, top, left + width, top + height))
+                    ids.append(number)
+        return make_label(boxes, ids)

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mtlsearch.data.reading import find
 from mtlsearch.nn.heads import HeadChoice
 from mtlsearch.task import Task
@@ -32,11 +30,11 @@ class Encoding:
         """What `read` takes, by the name of the image. As a string each says where it lies."""
         raise NotImplementedError
 
-    def read(self, source: Any) -> np.ndarray:
+    def read(self, source: Any) -> Any:
         """One label. A ValueError says what is wrong with it; the caller says with which."""
         raise NotImplementedError
 
-    def finish(self, label: np.ndarray) -> np.ndarray:
+    def finish(self, label: Any) -> Any:
         """The task's label, made of what was read and brought to its size."""
         return label
 
