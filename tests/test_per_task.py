@@ -314,7 +314,7 @@ def test_single_task_networks_are_trained_in_a_run(together, tmp_path):
 class Turns(ms.MultiTask):
     """One task's loss a step."""
 
-    def active_tasks(self, batch_index):
+    def active_tasks(self, labelled, batch_index):
         return [self.tasks[batch_index % 2]]
 
 

@@ -14,7 +14,7 @@ from mtlsearch.cost import cost
 from mtlsearch.multitask import MultiTask
 from mtlsearch.search import Result, load, search
 from mtlsearch.searcher import Searcher
-from mtlsearch.searchers import MTLNAS, AdaShare
+from mtlsearch.searchers import MTLNAS, MTNAS, AdaShare
 from mtlsearch.supernet import Supernet
 from mtlsearch.task import Target, Task
 
@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MTLNAS",
+    "MTNAS",
     "AdaShare",
     "Architecture",
     "Baseline",

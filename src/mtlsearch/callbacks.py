@@ -40,7 +40,7 @@ class LastCheckpoint(pl.callbacks.Checkpoint):
         self._saved = -math.inf
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        last = trainer.current_epoch + 1 == trainer.max_epochs
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         due = last or time.monotonic() - self._saved >= self.seconds
         if not trainer.strategy.broadcast(due):  # every process takes part in saving
             return
@@ -142,7 +142,7 @@ class Bar(pl.Callback):
         metrics = trainer.callback_metrics
         loss = f"val loss {float(metrics['val/loss']):.3f}" if "val/loss" in metrics else ""
         self._progress.update(self._task, loss=loss)
-        last = trainer.current_epoch + 1 == trainer.max_epochs
+        last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
         if self._progress.disable and (last or time.monotonic() - self._last > 10):
             self._last = time.monotonic()
             left = self._progress.tasks[self._task].time_remaining

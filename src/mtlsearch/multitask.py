@@ -83,9 +83,9 @@ class MultiTask(pl.LightningModule):
         """The parameter groups that a step of this epoch updates, in order."""
         return ("weights",)
 
-    def active_tasks(self, batch_index: int) -> list[Task]:
-        """The tasks whose losses a step takes."""
-        return self.tasks
+    def active_tasks(self, labelled: list[Task], batch_index: int) -> list[Task]:
+        """The tasks whose losses a step takes, of those that have targets in its batch."""
+        return labelled
 
     def parameters_of(self, group: str) -> list[nn.Parameter]:
         """The parameters of a group."""
@@ -140,8 +140,7 @@ class MultiTask(pl.LightningModule):
     def update(self, group: str, batch: Batch, batch_index: int) -> None:
         """One update of a group's parameters on one batch."""
         number = GROUPS.index(group)
-        seed = np.random.SeedSequence([self.seed, self.current_epoch, batch_index, number])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
+        self.seed_step(batch_index, group)
         progress = self.progress(batch_index)
         terms = self.terms(group, batch, batch_index)
         optimizers = self.optimizers()
@@ -154,6 +153,11 @@ class MultiTask(pl.LightningModule):
             optimizer.step()
             optimizer.zero_grad()
 
+    def seed_step(self, batch_index: int, group: str) -> None:
+        """Seed what an update draws, the same on all processes."""
+        seed = np.random.SeedSequence([self.seed, self.current_epoch, batch_index, GROUPS.index(group)])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+
     def schedule_of(self, group: str, progress: float) -> float:
         """The factor on a group's learning rates."""
         return self.schedule(progress)
@@ -165,7 +169,8 @@ class MultiTask(pl.LightningModule):
 
     def terms(self, group: str, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """What an update minimises the sum of, by name: here the weighted loss of each task."""
-        active = [task.name for task in self.active_tasks(batch_index)]
+        labelled = [task for task in self.tasks if any(task.name in part for part in parts_of(batch))]
+        active = [task.name for task in self.active_tasks(labelled, batch_index)]
         predictions: dict[str, Tensor] = {}
         targets: dict[str, Any] = {}
         for part in parts_of(batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -16,6 +17,11 @@ ADAMW: MakeOptimizer = partial(torch.optim.AdamW, lr=1e-3)
 def poly(progress: float, power: float = 0.9) -> float:
     """The factor on the learning rate at `progress` in [0, 1] of the training: (1 - progress)^power."""
     return float((1 - progress) ** power)
+
+
+def cosine(progress: float) -> float:
+    """The factor on the learning rate at `progress` in [0, 1] of the training, half a cosine from 1 to 0."""
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def scaled_optimizer(

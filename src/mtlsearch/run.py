@@ -206,7 +206,8 @@ def make(settings: Settings) -> tuple[Any, Any]:
     known = [f"val/{name}" for name in metric_names(tasks)]
     if settings["objective"] not in known:
         raise ValueError(unknown("objective", settings["objective"], known))
-    return datamodule, build(settings["searcher"], tasks, build(settings["backbone"]), seed=seed)
+    backbone = build(settings["backbone"]) if settings["backbone"] else None
+    return datamodule, build(settings["searcher"], tasks, backbone, seed=seed)
 
 
 def make_datamodule(settings: Settings) -> Any:

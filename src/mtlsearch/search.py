@@ -155,16 +155,16 @@ def choose(
             for found, (architecture, network) in zip(measured, finalists)
         ]
         metrics["chosen"] = best
-    if isinstance(searcher, Searcher):
-        metrics["supernet"] = measure(searcher.net)
+    if isinstance(searcher, Searcher) and (supernet := searcher.supernet()) is not None:
+        metrics["supernet"] = measure(supernet)
         generator = torch.Generator().manual_seed(searcher.seed)
         known: dict[str, Any] = {finalists[best][0].to_json(): metrics["val"]}
         metrics["samples"] = []
         for _ in range(getattr(searcher, "samples", 0)):
-            sample = searcher.net.sample(generator)
+            sample = supernet.sample(generator)
             key = sample.to_json()
             if key not in known:
-                known[key] = measure(searcher.net.extract(sample), splits=("val",))["val"]
+                known[key] = measure(supernet.extract(sample), splits=("val",))["val"]
             metrics["samples"].append(known[key])
     metrics["directions"] = metric_directions(searcher.tasks)
     return finalists[best], metrics

@@ -75,6 +75,10 @@ class Searcher(MultiTask):
         """The derived network with the trained weights: `network(image) -> {task: prediction}`."""
         return self.net.extract(self.derive())
 
+    def supernet(self) -> Supernet | None:
+        """The search space as it was trained, which a run evaluates beside its result; None where none was."""
+        return self.net
+
     def finalists(self) -> list[tuple[Architecture, nn.Module]]:
         """What a run evaluates, each with its trained network: the best on validation data is its result."""
         return [(self.derive(), self.network())]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,8 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
 
     Args:
         stage: its name; "evaluate" trains nothing.
-        epochs: of every stage, or by stage; "retrain" stands for "retrain_1", "retrain_2" and so on.
+        epochs: of every stage, or by stage; "retrain" stands for "retrain_1", "retrain_2" and so on, "branch" for
+            "branch_TASK".
         dir: the run's folder.
         logger: Lightning's.
         arguments: further ones of `Trainer`.
@@ -34,7 +34,7 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     by_stage = epochs if isinstance(epochs, Mapping) else {stage: epochs}
-    name = stage if stage in by_stage else re.sub(r"_\d+$", "", stage)
+    name = stage if stage in by_stage else stage.partition("_")[0]
     if name not in {"evaluate", *by_stage}:
         raise ValueError(f"epochs has no {name!r}: add +epochs.{name}=N.")
     try:
