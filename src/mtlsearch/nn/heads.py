@@ -1,6 +1,6 @@
 """Heads: from a feature pyramid to one task's prediction.
 
-`light`, `large_fov` and `aspp` are for every pixel, `pool` is for the whole image. Each takes the number of
+`light`, `large_fov`, `aspp` and `pointwise` are for every pixel, `pool` is for the whole image. Each takes the number of
 output channels and returns `head(channels, strides)`, which builds a module for a pyramid with these channels
 and strides, finest first. The module is called as `module(features, size)`, features a list of (B, C, H, W)
 and size the image's (H, W), and returns (B, out, *size) or, for the whole image, (B, out).
@@ -70,6 +70,11 @@ def aspp(
     )
 
 
+def pointwise(out_channels: int) -> Head:
+    """For branches that end in a map of their own: a 1x1 convolution with BatchNorm on the finest level (MTNAS)."""
+    return partial(Pointwise, out_channels=out_channels)
+
+
 def pool(out_channels: int, *, dropout: float = 0.2) -> Head:
     """For image labels: the mean of the last level over the image, then a linear layer."""
     return partial(Pool, out_channels=out_channels, dropout=dropout)
@@ -77,7 +82,7 @@ def pool(out_channels: int, *, dropout: float = 0.2) -> Head:
 
 def dense(head: HeadChoice, out_channels: int) -> Head:
     """The head that a task for every pixel takes."""
-    return _resolve(head, out_channels, (light, aspp, large_fov))
+    return _resolve(head, out_channels, (light, aspp, large_fov, pointwise))
 
 
 def image(head: HeadChoice, out_channels: int) -> Head:
@@ -196,6 +201,17 @@ class Atrous(nn.Conv2d):
             if self.dilation[axis] >= x.shape[2 + axis]:
                 weight, padding[axis] = weight.narrow(2 + axis, 1, 1), 0
         return F.conv2d(x, weight, self.bias, padding=padding, dilation=self.dilation)
+
+
+class Pointwise(nn.Module):
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], *, out_channels: int) -> None:
+        super().__init__()
+        self.classify = nn.Sequential(
+            nn.Conv2d(channels[0], out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+        )
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        return _resize(self.classify(features[0]), size)
 
 
 class Pool(nn.Module):
