@@ -13,7 +13,7 @@ from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
 from mtlsearch.baselines.baseline import Baseline
 from mtlsearch.multitask import MultiTask
-from mtlsearch.nn.paths import Gates
+from mtlsearch.nn.branches import Gates
 from mtlsearch.searchers.policy import PolicyArchitecture, PolicyNetwork, Selection, policy_architecture
 from mtlsearch.task import Task
 

@@ -7,18 +7,14 @@ the *branches*, groups of tasks whose activations are the same so far. A block t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtlsearch.backbones import Backbone, Node
-
-Gate = bool | Tensor
-"""True runs a block and False skips it. A tensor v, of one number or of one an image, mixes v * block(x) +
-(1 - v) * skip(x); one of booleans chooses for each image."""
-Gates = Sequence[Mapping[str, Gate]]
-Branch = list[str]
+from mtlsearch.nn.branches import Branch, BranchNorm, Gate, Gates, Pass, cat
 
 
 def skippable(backbone: Backbone) -> list[Node]:
@@ -52,7 +48,7 @@ class Paths(nn.Module):
                 "block a `downsample` as shortcut. Any ResNet, ConvNeXt, MobileNet or ViT has some."
             )
         self.backbone = backbone
-        self._pass = _Pass(grows=_grows(backbone, self.blocks[0]))
+        self._pass = Pass(grows=_grows(backbone, self.blocks[0]))
         model = backbone.model
         for path, module in list(model.named_modules()):
             if isinstance(module, _BatchNorm):
@@ -71,9 +67,35 @@ class Paths(nn.Module):
         for index in unused:
             self.block(index).block = None
 
-    def averaging(self, on: bool) -> None:
-        """Whether running statistics become the mean over tasks of each batch, see `BranchNorm`."""
-        self._pass.averaging = on
+    def separate(self, gates: Gates) -> None:
+        """Give each norm running statistics for every path of these hard gates that reaches it.
+
+        They start as copies of those that there are. Two paths are one up to the first block on which they
+        differ. A pass in evaluation shows which of them reach a norm.
+        """
+        reached: dict[BranchNorm, list[Branch]] = {}
+        norms = [module for module in self.modules() if isinstance(module, BranchNorm)]
+        if not norms:
+            return
+
+        def look(norm: nn.Module, _: Any) -> None:
+            assert isinstance(norm, BranchNorm)
+            reached[norm] = self._pass.here()
+
+        hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+        image, like = self.backbone.example(), self.backbone.mean
+        image = image.to(like.device, like.dtype if image.is_floating_point() else None)
+        training = self.backbone.training
+        self.backbone.eval()
+        try:
+            with torch.no_grad():
+                self(image, list(gates[0]), gates)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.backbone.train(training)
+        for norm, paths in reached.items():
+            norm.separate(paths)
 
     def forward(self, image: Tensor, tasks: Sequence[str], gates: Gates) -> dict[str, list[Tensor]]:
         """Feature pyramids by task, finest level first.
@@ -103,36 +125,6 @@ class Paths(nn.Module):
         return pyramids
 
 
-class _Pass:
-    """What one forward pass carries past the model's own code, which hands on one tensor only.
-
-    Args:
-        grows: whether the model's code lets the stack grow on its way; otherwise it has the rows of every task
-            from the beginning, and blocks compute each branch once.
-    """
-
-    def __init__(self, grows: bool) -> None:
-        self.grows = grows
-        self.averaging = False
-        self.order: dict[str, int] = {}
-        self.gates: Gates = ()
-        self.branches: list[Branch] = []  # those that differ
-        self.stacked: list[Branch] = []  # those that the tensor at hand is made of
-        self.history: dict[int, list[Branch]] = {}  # how they were, by how many there were
-
-    def begin(self, tasks: Sequence[str], gates: Gates) -> None:
-        self.order = {task: i for i, task in enumerate(tasks)}
-        self.gates = gates
-        self.branches = [list(tasks)]
-        self.history = {}
-        self.rest()
-
-    def rest(self) -> None:
-        """Between blocks."""
-        self.stacked = self.branches if self.grows else [[task] for task in self.order]
-        self.history[len(self.stacked)] = self.stacked
-
-
 class Block(nn.Module):
     """A block with its gates, and its shortcut apart so that what skips the block need not run it.
 
@@ -142,7 +134,7 @@ class Block(nn.Module):
         run: the pass.
     """
 
-    def __init__(self, block: nn.Module, index: int, run: _Pass) -> None:
+    def __init__(self, block: nn.Module, index: int, run: Pass) -> None:
         super().__init__()
         shortcut = getattr(block, "downsample", None)
         self.shortcut: nn.Module = nn.Identity()
@@ -159,7 +151,7 @@ class Block(nn.Module):
         gates = run.gates[self.index]
         if not run.grows:  # of every branch, the rows of its first task
             parts = stack.chunk(len(run.order))
-            stack = _cat([parts[run.order[branch[0]]] for branch in run.branches])
+            stack = cat([parts[run.order[branch[0]]] for branch in run.branches])
         parted = [_parted(branch, gates) for branch in run.branches]
         rows = len(stack) // len(run.branches)
         run.stacked = run.branches
@@ -171,7 +163,7 @@ class Block(nn.Module):
         if not run.grows:
             outputs = mixed.split(rows)
             where = {task: i for i, branch in enumerate(run.branches) for task in branch}
-            return _cat([outputs[where[task]] for task in run.order])
+            return cat([outputs[where[task]] for task in run.order])
         return mixed
 
     def _results(
@@ -197,7 +189,7 @@ class Block(nn.Module):
         if len(wanted) == len(users):
             return self._called(stack, skips)
         inputs, shortcuts = stack.split(rows), skips.split(rows)
-        output = self._called(_cat([inputs[i] for i in wanted]), _cat([shortcuts[i] for i in wanted]))
+        output = self._called(cat([inputs[i] for i in wanted]), cat([shortcuts[i] for i in wanted]))
         return dict(zip(wanted, output.split(rows)))
 
     def _called(self, stack: Tensor, skips: Tensor) -> Tensor:
@@ -222,46 +214,6 @@ class _Given(nn.Module):
 
     def forward(self, _: Tensor) -> Tensor | None:
         return self.value
-
-
-class BranchNorm(nn.Module):
-    """A BatchNorm that normalises every branch by its own statistics.
-
-    Its running statistics become what a pass of the whole backbone for every task in turn would leave. While
-    `averaging`, `momentum` instead is the share of the tasks' mean in what they become.
-    """
-
-    def __init__(self, norm: _BatchNorm, run: _Pass) -> None:
-        super().__init__()
-        self.norm = norm
-        self._pass = run
-
-    def forward(self, stack: Tensor) -> Tensor:
-        run, momentum = self._pass, self.norm.momentum
-        result: Tensor
-        if not self.norm.training or momentum is None or len(run.order) == 1:
-            result = self.norm(stack)
-            return result
-        outputs = []
-        try:
-            for share, part in zip(self._shares(momentum), stack.chunk(len(run.stacked))):
-                self.norm.momentum = share
-                outputs.append(self.norm(part))
-        finally:
-            self.norm.momentum = momentum
-        return _cat(outputs)
-
-    def _shares(self, momentum: float) -> list[float]:
-        """The momentum of each branch's update, one after the other."""
-        run = self._pass
-        tasks = sorted((task for branch in run.stacked for task in branch), key=run.order.__getitem__)
-        last = len(tasks) - 1
-        share = {task: momentum * (1 - momentum) ** (last - i) for i, task in enumerate(tasks)}
-        if run.averaging:
-            share = dict.fromkeys(tasks, momentum / len(tasks))
-        totals = [sum(share[task] for task in branch) for branch in run.stacked]
-        rests = [1 - sum(totals[i + 1 :]) for i in range(len(totals))]
-        return [total / rest if rest > 0 else 0.0 for total, rest in zip(totals, rests)]
 
 
 def _parted(branch: Branch, gates: Mapping[str, Gate]) -> list[tuple[Branch, Gate]]:
@@ -300,7 +252,7 @@ def _merged(
                 outputs.append(by_branch[i] if gate else skip)
             else:
                 outputs.append(_mixed(skip, by_branch[i], _of_images(gate, rows)))
-    return _cat(outputs)
+    return cat(outputs)
 
 
 def _mixed(skip: Tensor, result: Tensor, gate: Tensor) -> Tensor:
@@ -322,10 +274,6 @@ def _images(gates: Sequence[Gate]) -> Tensor | None:
     if not all(isinstance(gate, Tensor) and gate.dtype == torch.bool for gate in gates):
         return None
     return torch.stack([gate for gate in gates if isinstance(gate, Tensor)]).any(0)
-
-
-def _cat(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

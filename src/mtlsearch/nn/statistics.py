@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mtlsearch.nn.paths import BranchNorm, Paths
+from mtlsearch.nn.branches import BranchNorm
 
 
 @torch.no_grad()
 def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Sequence[str]]]) -> None:
-    """Make all running statistics the mean over these batches, and over the tasks that use a norm.
+    """Make all running statistics the mean over these batches, and over the tasks that use them.
 
-    Those that a training leaves follow weights that were still changing; and where paths share a norm, paths
-    that are no longer there.
+    Those that a training leaves follow weights that were still changing; and where paths share them, paths
+    that are no longer there. Where each path has its own, a batch counts for those paths that it takes.
 
     Args:
         network: `network(image, tasks)`; its mode is kept.
@@ -27,15 +27,15 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Seq
         return
     modes = {module: module.training for module in network.modules()}
     momenta = [norm.momentum for norm in norms]
-    paths = [module for module in network.modules() if isinstance(module, Paths)]
-    branched = {module.norm: module for module in network.modules() if isinstance(module, BranchNorm)}
+    branched = [module for module in network.modules() if isinstance(module, BranchNorm)]
+    inner = {module.norm for module in branched}
     network.eval()
     for norm in norms:
         norm.train()
-    for part in paths:
-        part.averaging(True)
+    for branch_norm in branched:
+        branch_norm.average(True)
     # Counted by norm: a batch may be for some tasks only.
-    hooks = [branched.get(norm, norm).register_forward_pre_hook(_Count(norm)) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(_Count(norm)) for norm in norms if norm not in inner]
     try:
         for image, tasks in batches:
             network(image, tasks)
@@ -44,8 +44,8 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Seq
             hook.remove()
         for norm, momentum in zip(norms, momenta):
             norm.momentum = momentum
-        for part in paths:
-            part.averaging(False)
+        for branch_norm in branched:
+            branch_norm.average(False)
         for module, mode in modes.items():
             module.training = mode
 

@@ -21,9 +21,9 @@ from mtlsearch.backbones import Backbone, load
 from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.multitask import Batch, MultiTask
 from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.nn.branches import Gate
 from mtlsearch.nn.gates import Gates, Relaxation, bernoulli, concrete, entropy, relaxation_of
 from mtlsearch.nn.gates import straight_through as hardened
-from mtlsearch.nn.paths import Gate
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.policy import PolicyArchitecture, PolicyNetwork, Predictor, policy_architecture
 from mtlsearch.supernet import Supernet

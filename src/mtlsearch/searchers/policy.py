@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from mtlsearch.architecture import Architecture, backbone_of, check_paths, check_spec, specs_of, tasks_of
 from mtlsearch.backbones import Backbone
-from mtlsearch.nn.paths import Gates, Paths, skippable
+from mtlsearch.nn.branches import Gates
+from mtlsearch.nn.paths import Paths, skippable
 from mtlsearch.task import Task
 
 Selection = Mapping[str, Sequence[bool]]
@@ -105,7 +106,7 @@ class PolicyNetwork(nn.Module):
         tasks: any number.
         backbone: copied.
         select: by task, the blocks that it runs; None: all. A block that no task runs is removed, but for its
-            shortcut.
+            shortcut. A norm that several paths reach has running statistics for each, (paths, C).
         instance: whether a `Predictor` selects instead, for every image.
     """
 
@@ -129,11 +130,12 @@ class PolicyNetwork(nn.Module):
 
     def _select(self, select: Selection) -> None:
         self.select = {task: list(select[task]) for task in self.select}
-        used = [any(chosen) for chosen in zip(*self.select.values())]
-        self.paths.drop([index for index, use in enumerate(used) if not use])
+        gates = [dict(zip(self.select, chosen)) for chosen in zip(*self.select.values())]
+        self.paths.drop([index for index, gate in enumerate(gates) if not any(gate.values())])
+        self.paths.separate(gates)
 
     def reduced(self, select: Selection) -> PolicyNetwork:
-        """A copy in which each task runs these blocks only; the others go, the weights stay."""
+        """A copy in which each task runs these blocks only; the others go, weights and statistics stay."""
         network = copy.deepcopy(self)
         if network.predictor is None:
             network._select(select)
@@ -147,7 +149,7 @@ class PolicyNetwork(nn.Module):
         Args:
             image: (B, 3, H, W), RGB in [0, 1].
             tasks: names of those wanted; None: all.
-            gates: in place of the policy, see `mtlsearch.nn.paths.Gate`.
+            gates: in place of the policy, see `mtlsearch.nn.branches.Gate`.
         """
         wanted = list(self.heads) if tasks is None else list(tasks)
         pyramids = self.paths(image, wanted, self.gates(image) if gates is None else gates)
