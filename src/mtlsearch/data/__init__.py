@@ -4,8 +4,22 @@ from mtlsearch.data.augment import Augment
 from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.data.collate import Collate
 from mtlsearch.data.domains import domains
+from mtlsearch.data.imagefolder import ImageFolder
 from mtlsearch.data.module import Samples, TaskData
 from mtlsearch.data.per_task import PerTask
+from mtlsearch.data.shapes import Shapes
 from mtlsearch.data.text import Text, texts
 
-__all__ = ["Augment", "Bilevel", "Collate", "PerTask", "Samples", "TaskData", "Text", "domains", "texts"]
+__all__ = [
+    "Augment",
+    "Bilevel",
+    "Collate",
+    "ImageFolder",
+    "PerTask",
+    "Samples",
+    "Shapes",
+    "TaskData",
+    "Text",
+    "domains",
+    "texts",
+]

@@ -135,9 +135,14 @@ class Folder(TaskData):
 
 
 class FolderSamples:
-    """The samples of one split, read when they are asked for."""
+    """The samples of one split, read when they are asked for.
 
-    def __init__(self, folder: Folder, items: Sequence[Item]) -> None:
+    Args:
+        folder: has `read(item)`, and `cache`: whether to keep what was read.
+        items: what it reads.
+    """
+
+    def __init__(self, folder: Any, items: Sequence[Any]) -> None:
         self.folder = folder
         self.items = items
         self.kept: dict[int, Sample] = {}
@@ -148,7 +153,7 @@ class FolderSamples:
     def __getitem__(self, index: int) -> Sample:
         if index in self.kept:
             return dict(self.kept[index])
-        sample = self.folder.read(self.items[index])
+        sample: Sample = self.folder.read(self.items[index])
         if self.folder.cache:
             self.kept[index] = dict(sample)
         return sample

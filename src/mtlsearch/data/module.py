@@ -114,3 +114,11 @@ class Augmented(Dataset):
             return sample
         seed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]
         return self.augment(sample, self.targets, int(seed))
+
+
+def one_name(tasks: Sequence[str]) -> str:
+    """The name in `tasks` of a data set that has one task."""
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    if len(names) != 1:
+        raise ValueError(f"There is one task here, whose name is wanted: found the names {names}.")
+    return names[0]
