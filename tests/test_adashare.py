@@ -9,11 +9,12 @@ import torch
 import mtlsearch as ms
 from mtlsearch.architecture import Architecture
 from mtlsearch.nn.gates import concrete
+from mtlsearch.nn.policies import sharing, sparsity
 from mtlsearch.report.delta import delta_m
-from mtlsearch.searchers.adashare import PolicySupernet, sharing, sparsity
 from mtlsearch.searchers.policy import PolicyArchitecture
+from mtlsearch.searchers.policy_supernet import PolicySupernet
 from mtlsearch.testing import check_searcher
-from tiny import SGD, TinyData, copy_state, make_tasks, make_trainer
+from tiny import SGD, TinyData, copy_state, differing, make_tasks, make_trainer
 
 NAMES = ("semantic", "depth", "normals")
 BACKBONE = "test_resnet"  # four blocks that can be skipped
@@ -114,7 +115,7 @@ def test_warm_up_curriculum_and_temperature_follow_the_progress(backbone):
 def test_warm_up_trains_weights_alone_with_all_blocks_shared(backbone):
     searcher = make(backbone, warmup=0.5, sparsity_weight=1.0)
     trainer = make_trainer(2, limit_val_batches=0, limit_train_batches=1)
-    before = copy_state(searcher.net.gates)
+    before = copy_state(searcher.net.logits)
     groups = []
     update = searcher.update
 
@@ -125,10 +126,7 @@ def test_warm_up_trains_weights_alone_with_all_blocks_shared(backbone):
     searcher.update = watched
     trainer.fit(searcher, datamodule=searcher.train_data(data()))
     assert groups == [(0, "weights", 0), (1, "weights", 1), (1, "arch", 1)]
-    moved = [
-        name for name, value in copy_state(searcher.net.gates).items() if not torch.equal(value, before[name])
-    ]
-    assert {name.split(".")[0] for name in moved if "logits" in name} == {"3"}
+    assert differing(before, copy_state(searcher.net.logits)) == ["3"]
 
 
 def test_a_closed_block_is_not_pushed_by_losses_regularisers_or_decay(backbone):
@@ -137,11 +135,10 @@ def test_a_closed_block_is_not_pushed_by_losses_regularisers_or_decay(backbone):
         backbone, warmup=0.0, curriculum=1.0, sparsity_weight=1.0, sharing_weight=1.0, entropy_weight=1.0,
         arch_optimizer=decay,
     )  # fmt: skip
-    start = [gate.logits.detach().clone() for gate in searcher.net.gates]
+    start = copy_state(searcher.net.logits)
     trainer = make_trainer(1, limit_val_batches=0, limit_train_batches=1)
     trainer.fit(searcher, datamodule=searcher.train_data(data()))
-    same = [torch.equal(a, gate.logits) for a, gate in zip(start, searcher.net.gates)]
-    assert same == [True, True, True, False]
+    assert differing(start, copy_state(searcher.net.logits)) == ["3"]
     assert searcher.net.derive().select["depth"][:3] == [True] * 3  # closed: run by all
     assert searcher.net.probabilities()[:3].eq(1).all()
 
@@ -228,7 +225,7 @@ def test_what_gates_are_while_training(backbone):
         net = make(backbone, **settings).net.train()
         net.temperature.fill_(0.5)
         net(torch.rand(2, 3, 32, 32))
-        return torch.cat([gate.detach().flatten() for gate in net._drawn])
+        return torch.cat([gate.detach().flatten() for gate in net._drawn[-1]])
 
     assert drawn().unique().numel() > 10  # noise on every gate
     flat = drawn(relaxation="deterministic")
@@ -245,8 +242,8 @@ def test_reinforce_goes_by_the_loss_alone(backbone):
     total = torch.zeros(4, 3)
     for _ in range(400):
         net._gates(torch.rand(1, 3, 32, 32))
-        loss = torch.stack(net._drawn)[0, 0]  # running the first block for the first task costs 1
-        grads = torch.autograd.grad((loss - 0.7) * net.log_probability(), list(net.gates.parameters()))
+        loss = net._drawn[-1][0][0]  # running the first block for the first task costs 1
+        grads = torch.autograd.grad((loss - 0.7) * net.log_probability(), list(net.logits))
         total += torch.stack(grads)
     assert total[0, 0] / 400 == pytest.approx(0.7 * 0.3, abs=0.03)  # d E[loss] / d logit
     assert total.flatten()[1:].abs().max() / 400 < 0.1
@@ -307,8 +304,8 @@ def test_without_retraining_the_searched_weights_are_kept_with_new_statistics(ba
 def test_no_block_selected_is_said(backbone, caplog):
     searcher = make(backbone, samples=0)
     with torch.no_grad():
-        for gate in searcher.net.gates:
-            gate.logits[1] = -5
+        for logits in searcher.net.logits:
+            logits[1] = -5
     with caplog.at_level("INFO"):
         (architecture,) = searcher.candidates()
     assert architecture.select["depth"] == [False] * 4
@@ -318,8 +315,8 @@ def test_no_block_selected_is_said(backbone, caplog):
 def test_a_decided_policy_gives_fewer_architectures_and_says_so(backbone, caplog):
     searcher = make(backbone, samples=4)
     with torch.no_grad():
-        for gate in searcher.net.gates:
-            gate.logits.fill_(50.0)
+        for logits in searcher.net.logits:
+            logits.fill_(50.0)
     with caplog.at_level("INFO"):
         assert len(searcher.candidates()) == 1
     assert "4 draws are 1 architectures" in caplog.text

@@ -49,6 +49,16 @@ class Architecture(ABC):
     def check(self) -> None:  # noqa: B027, a kind may have nothing to check
         """Raise a ValueError that names a field whose value makes no sense."""
 
+    @classmethod
+    def of(cls, architecture: Architecture) -> Self:
+        """The architecture itself, a ValueError where it is of another kind."""
+        if not isinstance(architecture, cls):
+            raise ValueError(
+                f"An architecture of kind {architecture.kind!r} is not of this search space, whose kind is "
+                f"{cls.kind!r}."
+            )
+        return architecture
+
     def to_json(self) -> str:
         content = {"kind": self.kind, "version": self.version, **dataclasses.asdict(self)}
         return json.dumps(content, indent=1) + "\n"

@@ -45,7 +45,7 @@ def cost(network: nn.Module, image: Tensor, tasks: list[str], *, repeats: int = 
 
 
 def backbone_params(network: nn.Module) -> int:
-    """Parameters of everything but what is under `heads`."""
+    """Parameters of everything but what is under `heads`: all those of a `Backbone`."""
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("heads."))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
 from mtlsearch.baselines.baseline import Baseline
+from mtlsearch.cost import backbone_params
 from mtlsearch.multitask import MultiTask
 from mtlsearch.nn.branches import Gates
 from mtlsearch.searchers.policy import PolicyArchitecture, PolicyNetwork, Selection, policy_architecture
@@ -43,11 +44,10 @@ class HardSharing(Baseline):
     ) -> None:
         torch.manual_seed(seed)
         backbone = load(backbone, pretrained=pretrained) if isinstance(backbone, str) else backbone
-        params = len(tasks) * count(backbone)
         architecture = policy_architecture(tasks, backbone)
         network = self.network_class(tasks, backbone)
         super().__init__(architecture, network, tasks, seed=seed, **{"stage": "train", **training})
-        self.single_task_backbone_params = params
+        self.single_task_backbone_params = len(self.tasks) * backbone_params(backbone)
 
 
 class DroppingNetwork(PolicyNetwork):
@@ -138,7 +138,6 @@ class RandomPolicy(Baseline):
         generator = torch.Generator().manual_seed(seed)
         empty = policy_architecture(tasks, backbone)
         selections = [draw(names, len(empty.blocks), skips, generator) for _ in range(samples)]
-        params = len(tasks) * count(backbone)
         stages: list[tuple[PolicyArchitecture, PolicyNetwork]] = []
         for selection in selections:
             torch.manual_seed(seed)
@@ -148,7 +147,7 @@ class RandomPolicy(Baseline):
             )
         (architecture, network), *others = stages
         super().__init__(architecture, network, tasks, seed=seed, **{"stage": "train_1", **training})
-        self.single_task_backbone_params = params
+        self.single_task_backbone_params = len(self.tasks) * backbone_params(backbone)
         training = {**training, "seed": seed}
         self._others = [
             (chosen, MultiTask(net, tasks, **{**training, "stage": f"train_{i}"}))
@@ -163,11 +162,6 @@ class RandomPolicy(Baseline):
     def finalists(self) -> list[tuple[Architecture, nn.Module]]:
         others = [(architecture, stage.network()) for architecture, stage in self._others]
         return [(self.architecture, self.network()), *others]
-
-
-def count(backbone: Backbone) -> int:
-    """A backbone's number of parameters."""
-    return sum(parameter.numel() for parameter in backbone.parameters())
 
 
 def draw(

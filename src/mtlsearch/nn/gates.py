@@ -52,6 +52,12 @@ def entropy(logits: Tensor) -> Tensor:
     return (p * F.softplus(-logits) + (1 - p) * F.softplus(logits)).mean()
 
 
+def initial_logits(count: int, *, init_std: float, init_probability: float) -> nn.Parameter:
+    """With which `Gates` start, (count,)."""
+    mean = math.log(init_probability / (1 - init_probability))
+    return nn.Parameter(mean + torch.randn(count) * init_std)
+
+
 class Gates(nn.Module):
     """Independent Bernoulli gates.
 
@@ -75,8 +81,7 @@ class Gates(nn.Module):
     ) -> None:
         super().__init__()
         self.relaxation = relaxation
-        mean = math.log(init_probability / (1 - init_probability))
-        self.logits = nn.Parameter(mean + torch.randn(count) * init_std)
+        self.logits = initial_logits(count, init_std=init_std, init_probability=init_probability)
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(self) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from itertools import permutations
 from typing import Any
 
 import torch
@@ -18,198 +17,18 @@ from torch import Tensor, nn
 
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
+from mtlsearch.cost import backbone_params
 from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.multitask import Batch, MultiTask
 from mtlsearch.namespace import pl, rank_zero_info
-from mtlsearch.nn.branches import Gate
-from mtlsearch.nn.gates import Gates, Relaxation, bernoulli, concrete, entropy, relaxation_of
+from mtlsearch.nn.gates import Relaxation, bernoulli, entropy, relaxation_of
 from mtlsearch.nn.gates import straight_through as hardened
+from mtlsearch.nn.policies import SPARSITY, sharing, sparsity
 from mtlsearch.searcher import Searcher
-from mtlsearch.searchers.policy import PolicyArchitecture, PolicyNetwork, Predictor, policy_architecture
-from mtlsearch.supernet import Supernet
-from mtlsearch.task import Task, check_tasks
-
-SPARSITY = ("bounded", "log")
-
-
-class PolicySupernet(Supernet):
-    """A shared backbone with a gate for each of its L blocks and K tasks.
-
-    The last `open` blocks are searched; those before them are run by all tasks.
-
-    Args:
-        tasks: K >= 1.
-        backbone: copied.
-        relaxation: of the gates, see `mtlsearch.nn.gates`.
-        init_probability, init_std: with which logits start, see `mtlsearch.nn.gates.Gates`.
-        instance: a `Predictor` selects for every image.
-    """
-
-    open: Tensor
-    mean: Tensor
-    temperature: Tensor
-
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        backbone: Backbone,
-        *,
-        relaxation: Relaxation = concrete,
-        init_probability: float = 0.5,
-        init_std: float = 0.01,
-        instance: bool = False,
-    ) -> None:
-        super().__init__()
-        self.tasks = check_tasks(tasks)
-        self.names = [task.name for task in self.tasks]
-        self.empty = policy_architecture(self.tasks, backbone, instance=instance)
-        self.network = PolicyNetwork(self.tasks, backbone, instance=instance)
-        self.relaxation = relaxation
-        blocks, count = len(self.empty.blocks), len(self.names)
-        if instance:
-            self.network.predictor = Predictor(
-                blocks, count, init_probability=init_probability, init_std=init_std
-            )
-        self.gates: Any = nn.ModuleList(
-            Gates(count, relaxation=relaxation, init_probability=init_probability, init_std=init_std)
-            for _ in range(0 if instance else blocks)
-        )
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("open", torch.tensor(blocks))
-        self.register_buffer("mean", torch.full((blocks, count), init_probability))
-        self._logits: Tensor | None = None
-        self._drawn: list[Tensor] = []
-
-    @property
-    def blocks(self) -> int:
-        """L."""
-        return len(self.empty.blocks)
-
-    def forward(
-        self, image: Tensor, tasks: Sequence[str] | None = None, gates: Architecture | None = None
-    ) -> dict[str, Tensor]:
-        if gates is not None:
-            chosen = _policy(gates)
-            own = self.network.gates(image) if chosen.instance else None
-            values: Any = own or [dict(zip(chosen.select, on)) for on in zip(*chosen.select.values())]
-        else:
-            values = self._gates(image)
-        predictions: dict[str, Tensor] = self.network(image, tasks, values)
-        return predictions
-
-    def _gates(self, image: Tensor) -> list[dict[str, Gate]]:
-        """The gates of one pass, all drawn at once: the same on every process."""
-        closed = self.blocks - int(self.open)
-        if self.network.predictor is not None:
-            self._logits = self.network.predictor(self.network.paths.backbone.normalize(image))
-            logits = self._logits.movedim(0, -1)
-            drawn = list(
-                (self.relaxation(logits, self.temperature) if self.training else logits.sigmoid())[closed:]
-            )
-        else:
-            drawn = [gate() for gate in self.gates[closed:]]
-        self._drawn = drawn
-        values: list[dict[str, Gate]] = [dict.fromkeys(self.names, True) for _ in range(closed)]
-        return values + [{task: gate[k] for k, task in enumerate(self.names)} for gate in drawn]
-
-    def open_logits(self) -> Tensor:
-        """Logits of the open blocks (open, K); by `instance`, (open, K, B) of the last images seen."""
-        closed = self.blocks - int(self.open)
-        if self.network.predictor is not None:
-            assert self._logits is not None
-            return self._logits.movedim(0, -1)[closed:]
-        logits = [gate.logits for gate in self.gates[closed:]]
-        return torch.stack(logits) if logits else self.mean.new_zeros(0, len(self.names))
-
-    def open_probabilities(self) -> Tensor:
-        """Probabilities of the open blocks (open, K), by which images are averaged where there are some."""
-        p = self.open_logits().sigmoid()
-        return p.mean(-1) if p.ndim == 3 else p
-
-    def log_probability(self) -> Tensor:
-        """Of the last hard gates that were drawn."""
-        if not self._drawn:
-            return self.mean.new_zeros(())
-        logits, drawn = self.open_logits(), torch.stack(self._drawn)
-        log_p = -nn.functional.binary_cross_entropy_with_logits(logits, drawn, reduction="none")
-        return (log_p.mean(-1) if log_p.ndim == 3 else log_p).sum()
-
-    def probabilities(self) -> Tensor:
-        """With which each block is selected (L, K), closed ones with 1."""
-        with torch.no_grad():
-            p = torch.ones_like(self.mean)
-            closed = self.blocks - int(self.open)
-            if closed < self.blocks:
-                searched = self.mean[closed:] if self.network.predictor else self.open_probabilities()
-                p[closed:] = searched
-            return p
-
-    def arch_parameters(self) -> list[nn.Parameter]:
-        predictor = self.network.predictor
-        return list(self.gates.parameters()) + (list(predictor.parameters()) if predictor else [])
-
-    def derive(self) -> PolicyArchitecture:
-        return self.architecture(self.probabilities() > 0.5)
-
-    def sample(self, generator: torch.Generator) -> PolicyArchitecture:
-        if self.network.predictor is not None:
-            return self.derive()
-        uniform = torch.rand(self.mean.shape, generator=generator)
-        return self.architecture(uniform.to(self.mean.device) < self.probabilities())
-
-    def architecture(self, on: Tensor) -> PolicyArchitecture:
-        """The architecture in which tasks run these blocks, booleans (L, K)."""
-        empty, p = self.empty, self.probabilities().T.tolist()
-        return PolicyArchitecture(
-            tasks=empty.tasks,
-            backbone=empty.backbone,
-            blocks=empty.blocks,
-            stages=empty.stages,
-            probabilities=dict(zip(self.names, p)),
-            select=dict(zip(self.names, on.T.tolist())),
-            instance=empty.instance,
-        )
-
-    def extract(self, architecture: Architecture) -> PolicyNetwork:
-        return self.network.reduced(_policy(architecture).select)
-
-
-def _policy(architecture: Architecture) -> PolicyArchitecture:
-    if not isinstance(architecture, PolicyArchitecture):
-        raise ValueError(f"An architecture of kind {architecture.kind!r} is not of this search space.")
-    return architecture
-
-
-def sparsity(probabilities: Tensor, blocks: int, form: str = "bounded") -> Tensor:
-    """A pull on every open block and task towards "skip".
-
-    Args:
-        probabilities: of being selected, (open, K).
-        blocks: L, closed ones too.
-        form: "bounded" is the authors' code, the mean over blocks of -log(1 - α), summed over tasks: its pull
-            fades as a block goes off. "log" is Eq. 3 as the paper writes it, the sum of log α: it pulls a
-            block that is off as hard as ever and has no lower bound, so that policies tend to skip all.
-    """
-    if form == "log":
-        return probabilities.clamp(min=1e-12).log().sum()
-    return -torch.log1p(-probabilities.clamp(max=1 - 1e-6)).sum() / blocks
-
-
-def sharing(probabilities: Tensor, blocks: int) -> Tensor:
-    """The distance between tasks' policies (Eq. 4), over ordered pairs of tasks; block l of L weighs (L - l) / L.
-
-    Args:
-        probabilities: of the last blocks being selected, (open, K).
-        blocks: L.
-    """
-    count, tasks = probabilities.shape
-    number = torch.arange(blocks - count + 1, blocks + 1, device=probabilities.device)
-    weights = (blocks - number) / blocks
-    distances = [
-        (weights * (probabilities[:, a] - probabilities[:, b]).abs()).sum()
-        for a, b in permutations(range(tasks), 2)
-    ]
-    return torch.stack(distances).sum() if distances else probabilities.new_zeros(())
+from mtlsearch.searchers.policy import PolicyArchitecture
+from mtlsearch.searchers.policy_supernet import PolicySupernet
+from mtlsearch.searchers.ranges import check_choice, check_ranges
+from mtlsearch.task import Task
 
 
 class AdaShare(Searcher):
@@ -278,28 +97,23 @@ class AdaShare(Searcher):
         seed: int = 0,
         **training: Any,
     ) -> None:
-        _check_ranges(
+        check_ranges(
             {"warmup": warmup, "curriculum": curriculum, "init_probability": init_probability}, low=0, high=1
         )
         weights = {"sparsity_weight": sparsity_weight, "sharing_weight": sharing_weight}
-        _check_ranges({**weights, "entropy_weight": entropy_weight, "samples": samples}, low=0)
+        check_ranges({**weights, "entropy_weight": entropy_weight, "samples": samples}, low=0)
         if warmup == 1 or init_probability in (0, 1):
             raise ValueError("warmup must be below 1 and init_probability neither 0 nor 1.")
         if not 0 < temperature_end <= temperature:
             raise ValueError(
                 f"temperatures must fall and stay above 0, not from {temperature} to {temperature_end}."
             )
-        for name, value, known in (
-            ("alternate", alternate, ("step", "epoch")),
-            ("estimator", estimator, ("gumbel", "reinforce")),
-            ("sparsity_form", sparsity_form, SPARSITY),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+        check_choice("alternate", alternate, ("step", "epoch"))
+        check_choice("estimator", estimator, ("gumbel", "reinforce"))
+        check_choice("sparsity_form", sparsity_form, SPARSITY)
         torch.manual_seed(seed)
         if isinstance(backbone, str):
             backbone = load(backbone, pretrained=pretrained)
-        count = sum(p.numel() for p in backbone.parameters())
         draw = bernoulli if estimator == "reinforce" else relaxation_of(relaxation)
         supernet = PolicySupernet(
             tasks,
@@ -321,7 +135,7 @@ class AdaShare(Searcher):
         self.sparsity_weight = sparsity_weight
         self.sharing_weight = sharing_weight
         self.entropy_weight = entropy_weight
-        self.single_task_backbone_params = count * len(self.tasks)
+        self.single_task_backbone_params = len(self.tasks) * backbone_params(backbone)
         self.drawn = samples
         self.retrain = retrain
         self.samples = 0 if retrain else samples
@@ -344,10 +158,7 @@ class AdaShare(Searcher):
     def anneal(self, progress: float) -> None:
         searched = self._searched(progress)
         start, end = self.temperatures
-        temperature = start * (end / start) ** max(searched, 0.0)
-        self.net.temperature.fill_(temperature)
-        for gate in self.net.gates:
-            gate.temperature.fill_(temperature)
+        self.net.temperature.fill_(start * (end / start) ** max(searched, 0.0))
         blocks = self.net.blocks
         pace = searched / self.curriculum if self.curriculum else 1.0
         self.net.open.fill_(0 if searched < 0 else min(blocks, 1 + int(blocks * pace)))
@@ -372,7 +183,8 @@ class AdaShare(Searcher):
         return {name: weight * value for name, (weight, value) in weighted.items() if weight}
 
     def terms(self, group: str, batch: Batch, batch_index: int) -> dict[str, Tensor]:
-        terms = super().terms(group, batch, batch_index)
+        with self.net.one_draw():  # for all parts of the batch: the paper draws once a step
+            terms = super().terms(group, batch, batch_index)
         if group == "arch" and self.estimator == "reinforce":
             gain = self._loss - torch.where(self.baseline.isnan(), self._loss, self.baseline)
             self.baseline.copy_(self._loss if self.baseline.isnan() else self.baseline.lerp(self._loss, 0.1))
@@ -439,13 +251,6 @@ class AdaShare(Searcher):
 
     def derive(self) -> PolicyArchitecture:
         return self.net.derive()
-
-
-def _check_ranges(values: dict[str, float], *, low: float, high: float = float("inf")) -> None:
-    for name, value in values.items():
-        if not low <= value <= high:
-            limits = f"in [{low}, {high}]" if high < float("inf") else f"at least {low}"
-            raise ValueError(f"{name} must be {limits}, not {value}.")
 
 
 def _warned(architecture: PolicyArchitecture) -> PolicyArchitecture:

@@ -24,6 +24,7 @@ from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.gates import Gates, Relaxation, deterministic, relaxation_of
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.fusion import FusionArchitecture, FusionNetwork, candidate_edges, fusion_architecture
+from mtlsearch.searchers.ranges import check_choice, check_ranges
 from mtlsearch.supernet import Supernet
 from mtlsearch.task import Task, check_tasks
 
@@ -86,7 +87,7 @@ class FusionSupernet(Supernet):
         self, image: Tensor, tasks: Sequence[str] | None = None, gates: Architecture | None = None
     ) -> dict[str, Tensor]:
         if gates is not None:
-            chosen = _fusion(gates).chosen()
+            chosen = FusionArchitecture.of(gates).chosen()
             values: Any = torch.tensor([edge in chosen for edge in self.edges], device=image.device).float()
         else:
             values = None if self.all_edges else self.gates()
@@ -120,17 +121,11 @@ class FusionSupernet(Supernet):
         )
 
     def extract(self, architecture: Architecture) -> FusionNetwork:
-        return self.network.reduced(self.edges, _fusion(architecture).chosen())
+        return self.network.reduced(self.edges, FusionArchitecture.of(architecture).chosen())
 
     def single_task(self) -> FusionNetwork:
         """A copy of the backbones and heads alone."""
         return self.network.reduced([], [])
-
-
-def _fusion(architecture: Architecture) -> FusionArchitecture:
-    if not isinstance(architecture, FusionArchitecture):
-        raise ValueError(f"An architecture of kind {architecture.kind!r} is not of this search space.")
-    return architecture
 
 
 class MTLNAS(Searcher):
@@ -199,18 +194,11 @@ class MTLNAS(Searcher):
         seed: int = 0,
         **training: Any,
     ) -> None:
-        if entropy_weight < 0 or l1_weight < 0:
-            raise ValueError(
-                f"entropy_weight and l1_weight must be at least 0, not {entropy_weight}, {l1_weight}."
-            )
-        if not 0 <= entropy_warmup <= 1:
-            raise ValueError(f"entropy_warmup must be in [0, 1], not {entropy_warmup}.")
+        check_ranges({"entropy_weight": entropy_weight, "l1_weight": l1_weight}, low=0)
+        check_ranges({"entropy_warmup": entropy_warmup}, low=0, high=1)
         if init_w_ti != "random" and not (isinstance(init_w_ti, int | float) and 0 <= init_w_ti <= 1):
             raise ValueError(f"init_w_ti must be a number in [0, 1] or 'random', not {init_w_ti!r}.")
-        if discretization not in ("deterministic", "stochastic"):
-            raise ValueError(
-                f"discretization must be 'deterministic' or 'stochastic', not {discretization!r}."
-            )
+        check_choice("discretization", discretization, ("deterministic", "stochastic"))
         torch.manual_seed(seed)
         supernet = FusionSupernet(
             tasks,

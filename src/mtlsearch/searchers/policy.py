@@ -99,6 +99,11 @@ def policy_architecture(
     )
 
 
+def selected(select: Selection) -> Gates:
+    """The hard gates of a selection: for each block, whether each task runs it."""
+    return [dict(zip(select, on)) for on in zip(*select.values())]
+
+
 class PolicyNetwork(nn.Module):
     """A shared backbone with a policy, and the tasks' heads.
 
@@ -130,7 +135,7 @@ class PolicyNetwork(nn.Module):
 
     def _select(self, select: Selection) -> None:
         self.select = {task: list(select[task]) for task in self.select}
-        gates = [dict(zip(self.select, chosen)) for chosen in zip(*self.select.values())]
+        gates = selected(self.select)
         self.paths.drop([index for index, gate in enumerate(gates) if not any(gate.values())])
         self.paths.separate(gates)
 
@@ -159,7 +164,7 @@ class PolicyNetwork(nn.Module):
     def gates(self, image: Tensor) -> Gates:
         """The policy's own gates for these images."""
         if self.predictor is None:
-            return [dict(zip(self.select, chosen)) for chosen in zip(*self.select.values())]
+            return selected(self.select)
         on = self.predictor(self.paths.backbone.normalize(image)) > 0
         return [{task: on[:, i, k] for k, task in enumerate(self.select)} for i in range(on.shape[1])]
 

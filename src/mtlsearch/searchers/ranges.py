@@ -1,0 +1,19 @@
+"""What settings of searchers may be, checked where they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def check_ranges(values: Mapping[str, float], *, low: float, high: float = float("inf")) -> None:
+    """Raise a ValueError that names the first of these settings outside [low, high]."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            limits = f"in [{low}, {high}]" if high < float("inf") else f"at least {low}"
+            raise ValueError(f"{name} must be {limits}, not {value}.")
+
+
+def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    """Raise a ValueError unless this setting is one of the known values."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
