@@ -5,6 +5,7 @@ from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.data.collate import Collate
 from mtlsearch.data.domains import domains
 from mtlsearch.data.imagefolder import ImageFolder
+from mtlsearch.data.mixed import Mixed
 from mtlsearch.data.module import Samples, TaskData
 from mtlsearch.data.per_task import PerTask
 from mtlsearch.data.shapes import Shapes
@@ -15,6 +16,7 @@ __all__ = [
     "Bilevel",
     "Collate",
     "ImageFolder",
+    "Mixed",
     "PerTask",
     "Samples",
     "Shapes",

@@ -39,6 +39,10 @@ class TaskData(pl.LightningDataModule):
         seed: of order and augmentation.
     """
 
+    train_dataset: Dataset
+    val_dataset: Dataset
+    test_dataset: Dataset
+
     def __init__(
         self,
         *,
@@ -80,7 +84,7 @@ class TaskData(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self.test_dataset, InOrder(self.test_dataset))
 
-    def _loader(self, dataset: Augmented, sampler: Shuffled | InOrder) -> DataLoader:
+    def _loader(self, dataset: Dataset, sampler: Shuffled | InOrder) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -36,7 +36,7 @@ CLASSES = tuple(f"{finish} {shape}" for shape in SHAPES for finish in FINISHES)
 
 
 class Shapes(TaskData):
-    """A shape in each image, in any place, size, turn and colours, on a patterned ground: ten classes.
+    """A shape in each image, in any place, size and colours, a little turned, on a faint pattern: ten classes.
 
     A class is a shape with its finish, so that both the outline and the texture have to be seen. The same
     `render_seed` gives the same images, which take about 0.5 ms each and are kept in memory.
