@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.optimizers import ADAMW, MakeOptimizer, poly, scaled_optimizer
 from mtlsearch.task import Task, check_tasks
+from mtlsearch.tasks.metrics import shared
 
 Batch = Mapping[str, Any]
 GROUPS = ("weights", "arch")
@@ -302,7 +303,9 @@ class MultiTask(pl.LightningModule):
             if mean.isfinite():
                 total += task.weight * mean
                 for name, metric in zip(task.metrics, metrics):
-                    values[f"{split}/{task.name}/{name}"] = metric.compute()
+                    value = metric.compute()
+                    if not value.isnan():  # of a class that is not there
+                        values[f"{split}/{task.name}/{name}"] = value
             elif not self.trainer.sanity_checking:
                 rank_zero_info(f"No finite {split} loss for task {task.name!r}: it has no label there.")
         values[f"{split}/loss"] = torch.as_tensor(total)
@@ -333,7 +336,7 @@ class MeanLoss(Metric):
 def _metrics(tasks: Iterable[Task]) -> nn.ModuleDict:
     return nn.ModuleDict(
         {
-            task.name: nn.ModuleList([MeanLoss(), *(make() for make in task.metrics.values())])
+            task.name: nn.ModuleList([MeanLoss(), *shared([make() for make in task.metrics.values()])])
             for task in tasks
         }
     )

@@ -65,7 +65,7 @@ class Target:
     def check(self, label: Any) -> None:
         """Raise a ValueError that says what is wrong with a label: its shape, its type, a value out of range."""
 
-    def decode(self, prediction: Tensor) -> Tensor:
+    def decode(self, prediction: Tensor) -> Any:
         """A prediction (B, ...) in the form of a target: class ids from logits, unit vectors, and so on."""
         return prediction
 

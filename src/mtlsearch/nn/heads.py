@@ -1,9 +1,10 @@
 """Heads: from a feature pyramid to one task's prediction.
 
-`light`, `large_fov`, `aspp` and `pointwise` are for every pixel, `pool` is for the whole image. Each takes the number of
-output channels and returns `head(channels, strides)`, which builds a module for a pyramid with these channels
-and strides, finest first. The module is called as `module(features, size)`, features a list of (B, C, H, W)
-and size the image's (H, W), and returns (B, out, *size) or, for the whole image, (B, out).
+`light`, `large_fov`, `aspp` and `pointwise` are for every pixel, `pool` is for the whole image, `ssd` for boxes.
+Each takes the number of output channels, or of classes, and returns `head(channels, strides)`, which builds a
+module for a pyramid with these channels and strides, finest first. The module is called as
+`module(features, size)`, features a list of (B, C, H, W) and size the image's (H, W), and returns
+(B, out, *size), for the whole image (B, out), and for boxes what `mtlsearch.nn.detection` says.
 
 A task takes its head by name, as {"name": its name, **its arguments}, or as such a function of its own.
 
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mtlsearch.nn.detection import ssd
 
 Head = Callable[[Sequence[int], Sequence[int]], nn.Module]
 HeadChoice = str | Mapping[str, Any] | Head
@@ -88,6 +91,11 @@ def dense(head: HeadChoice, out_channels: int) -> Head:
 def image(head: HeadChoice, out_channels: int) -> Head:
     """The head that a task for the whole image takes."""
     return _resolve(head, out_channels, (pool,))
+
+
+def boxes(head: HeadChoice, num_classes: int) -> Head:
+    """The head that a task of boxes takes."""
+    return _resolve(head, num_classes, (ssd,))
 
 
 def _resolve(head: HeadChoice, out_channels: int, makers: Sequence[Callable[..., Head]]) -> Head:

@@ -7,6 +7,7 @@
 | `depth` | metres (1, H, W) | L1 | absolute_error, relative_error, delta_1, delta_2, delta_3 |
 | `edges`, `keypoints` | values (C, H, W) | L1 | absolute_error |
 | `classification` | class id () or probabilities (classes,) | cross entropy or l2 | top1, top5 |
+| `detection` | boxes (n, 4) and class ids (n,) | SSD's | map, map_50, map_50 of each class |
 
 Angles are in degrees, depth errors in metres, the rest are fractions from 0 to 1, all taken over every
 labelled entry of a data set. A task of your own is a `Task` made of these parts or others; any function that
@@ -22,6 +23,7 @@ from mtlsearch.task import Task
 from mtlsearch.tasks.boxes import Boxes
 from mtlsearch.tasks.classification import ImageLabel, classification
 from mtlsearch.tasks.depth import Depth, depth
+from mtlsearch.tasks.detection import Detections, detection
 from mtlsearch.tasks.maps import DenseMap, edges, keypoints
 from mtlsearch.tasks.metrics import Mean, MeanError, MeanScore
 from mtlsearch.tasks.normals import Normals, normals
@@ -32,6 +34,7 @@ __all__ = [
     "ClassMap",
     "DenseMap",
     "Depth",
+    "Detections",
     "ImageLabel",
     "Mean",
     "MeanError",
@@ -39,6 +42,7 @@ __all__ = [
     "Normals",
     "classification",
     "depth",
+    "detection",
     "edges",
     "from_spec",
     "keypoints",
@@ -46,7 +50,10 @@ __all__ = [
     "segmentation",
 ]
 
-KINDS = {make.__name__: make for make in (segmentation, normals, depth, edges, keypoints, classification)}
+KINDS = {
+    make.__name__: make
+    for make in (segmentation, normals, depth, edges, keypoints, classification, detection)
+}
 
 
 def from_spec(name: str, spec: Mapping[str, Any] | None) -> Task:

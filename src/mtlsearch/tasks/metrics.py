@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,3 +52,50 @@ class MeanScore(Mean):
     """A mean that is better when higher."""
 
     higher_is_better = True
+
+
+class PartScore(Metric):
+    """One of the values of a metric that computes several, better when higher.
+
+    Alone it has that metric for itself; `shared` lets the parts of one task have it in common.
+
+    Args:
+        make: makes the whole metric, whose compute gives {name: scalar}. Parts with the same `make` are parts of
+            the same metric.
+        name: the part's.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    def __init__(self, make: Callable[[], Metric], name: str) -> None:
+        super().__init__()
+        self.make = make
+        self.name = name
+        self.whole = make()
+        self.leads = True
+
+    def update(self, prediction: Any, target: Any) -> None:
+        if self.leads:
+            self.whole.update(prediction, target)
+
+    def compute(self) -> Tensor:
+        values: dict[str, Tensor] = self.whole.compute()
+        return values[self.name]
+
+    def reset(self) -> None:
+        super().reset()
+        self.whole.reset()
+
+
+def shared(metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics of one task, in which the parts of one metric now have it in common.
+
+    They have to be updated together: the first of them updates the whole for all.
+    """
+    wholes: dict[Callable[[], Metric], Metric] = {}
+    for metric in metrics:
+        if isinstance(metric, PartScore):
+            metric.leads = metric.make not in wholes
+            metric.whole = wholes.setdefault(metric.make, metric.whole)
+    return list(metrics)
