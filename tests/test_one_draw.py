@@ -60,7 +60,9 @@ def test_the_parts_of_a_step_have_the_same_gates(backbone, estimator):
 
 
 def test_a_policy_of_images_draws_for_each_part(backbone):
-    assert not any(torch.equal(*passes) for passes in steps_of(backbone, estimator="reinforce", instance=True))
+    assert not any(
+        torch.equal(*passes) for passes in steps_of(backbone, estimator="reinforce", instance=True)
+    )
 
 
 def test_a_pass_on_its_own_draws_anew(backbone):
