@@ -195,18 +195,6 @@ BDD = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def detection(monkeypatch):
-    def nothing(*args):
-        return torch.zeros(()), torch.zeros(())
-
-    def make(name, *, num_classes, class_names):
-        boxes = Boxes(num_classes, class_names)
-        return Task(name, boxes, torch.nn.Identity, nothing, {"none": lambda: Mean(nothing)})
-
-    monkeypatch.setattr(tasks, "detection", make, raising=False)
-
-
 @pytest.fixture
 def root(tmp_path):
     """Images a, b and c, 48x64, with the class map of a."""

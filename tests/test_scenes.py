@@ -258,7 +258,7 @@ def refuse(*arguments):
 
 
 def test_samples_are_what_the_tasks_take(tmp_path):
-    data = make(tmp_path, [*scenes.DENSE, *scenes.IMAGE_LEVEL])
+    data = make(tmp_path, [*scenes.DENSE, *scenes.OTHERS])
     for split in scenes.SPLITS:
         samples = data.samples(split)
         assert len(samples) == COUNTS[split]
@@ -276,6 +276,31 @@ def test_batches(tmp_path):
     assert len(batches) == 2
     assert batches[0]["image"].shape == (2, 3, 32, 32) and batches[0]["normals"].shape == (2, 3, 32, 32)
     assert batches[0]["scene"].shape == (2,)
+
+
+def test_each_image_has_its_own_boxes(tmp_path):
+    data = make(tmp_path, ["detection", "semantic"], train=12, size=48, batch_size=12, augment=None)
+    (task, _), found = data.tasks, 0
+    assert task.target.class_names == list(rooms.SHAPES)
+    for sample in map(data.samples("train").__getitem__, range(12)):
+        task.target.check(sample["detection"], (48, 48))
+        for box, shape in zip(sample["detection"]["boxes"].astype(int), sample["detection"]["labels"]):
+            x1, y1, x2, y2 = box
+            there = sample["semantic"][y1:y2, x1:x2] == rooms.CLASSES.index(rooms.SHAPES[shape])
+            assert there[0].any() and there[-1].any() and there[:, 0].any() and there[:, -1].any()
+            found += 1
+    assert found > 12
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    assert sum(len(label["boxes"]) for label in batch["detection"]) == found
+
+
+def test_a_part_of_the_images_has_boxes(tmp_path):
+    data = make(tmp_path, ["detection"], train=40, labelled={"detection": 0.5})
+    data.setup()
+    known = [data.tasks[0].target.labelled(batch["detection"]) for batch in data.train_dataloader()]
+    assert 10 < sum(int(part.sum()) for part in known) < 30
+    assert all("detection" in data.samples("val")[index] for index in range(2))
 
 
 def test_splits_share_no_scene(tmp_path):

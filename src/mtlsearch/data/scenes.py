@@ -1,4 +1,4 @@
-"""Rendered rooms: the data set that needs no download. Rendered once, cached, labelled for nine tasks."""
+"""Rendered rooms: the data set that needs no download. Rendered once, cached, labelled for ten tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ DENSE: dict[str, Callable[..., Task]] = {
 }
 OBJECT = partial(tasks.classification, num_classes=len(rooms.OBJECTS), class_names=rooms.OBJECTS)
 SCENE = partial(tasks.classification, num_classes=len(rooms.SCENES), class_names=rooms.SCENES)
-IMAGE_LEVEL: dict[str, Callable[..., Task]] = {
+OTHERS: dict[str, Callable[..., Task]] = {
     "object": OBJECT,
     "object_soft": partial(OBJECT, soft=True),
     "scene": SCENE,
     "scene_soft": partial(SCENE, soft=True),
+    "detection": partial(tasks.detection, num_classes=len(rooms.SHAPES), class_names=rooms.SHAPES),
 }
+BOXES = ("boxes", "box_labels", "box_counts")
+"""How the cache holds the labels of `detection`."""
 FLIP = Augment(flip=0.5)
 
 
@@ -54,7 +57,8 @@ class Scenes(TaskData):
             normals, depth, edges (of textures and of occlusion) and keypoints (visible corners and tips). For
             the image: object (shape and finish of the solid that shows most) and scene (the patterns of walls
             and floor); object_soft and scene_soft are distributions over the same classes, by visible area
-            and by how much of walls and floor shows.
+            and by how much of walls and floor shows. Further detection: the boxes round what is visible of the
+            solids, by shape, from 1/400 of the image on.
         size: height and width in pixels.
         train, val, test: number of images. The splits share no scene.
         labelled: by task, the fraction of the training images that are labelled for it; all by default.
@@ -90,7 +94,7 @@ class Scenes(TaskData):
             if not 0 <= fraction <= 1:
                 raise ValueError(f"labelled: the fraction of {name} must be in [0, 1], not {fraction}.")
         super().__init__(
-            tasks=[DENSE[n](n, head=head) if n in DENSE else IMAGE_LEVEL[n](n) for n in tasks],
+            tasks=[DENSE[n](n, head=head) if n in DENSE else OTHERS[n](n) for n in tasks],
             batch_size=batch_size,
             num_workers=num_workers,
             augment=augment,
@@ -109,34 +113,45 @@ class Scenes(TaskData):
     def samples(self, split: str) -> Samples:
         keys = [task.name for task in self.tasks]
         folder = self.cache_dir.expanduser() / "scenes" / f"{self.size}px-seed{self.render_seed}-{version()}"
-        arrays = load(folder, split, self.counts[split], self.size, self.render_seed, ["image", *keys])
+        stored = [part for key in keys for part in (BOXES if key == "detection" else (key,))]
+        arrays = load(folder, split, self.counts[split], self.size, self.render_seed, ["image", *stored])
+        labels: dict[str, Any] = {key: arrays[key] for key in ["image", *keys] if key != "detection"}
+        if "detection" in keys:
+            labels["detection"] = divide(*(arrays[key] for key in BOXES))
         known = {}
-        for number, name in enumerate([*DENSE, *IMAGE_LEVEL]):
+        for number, name in enumerate([*DENSE, *OTHERS]):
             if split == "train" and name in self.labelled:
                 chance = np.random.default_rng([self.render_seed, number]).random(self.counts[split])
                 known[name] = chance < self.labelled[name]
-        return Samples(split, arrays, known)
+        return Samples(split, labels, known)
 
 
 class Samples:
-    """Images and labels as `load` returns them, less the labels that are not `known`."""
+    """Images and labels, less the labels that are not `known`.
 
-    def __init__(self, split: str, arrays: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]) -> None:
-        self.split, self.arrays, self.known = split, arrays, known
+    Args:
+        labels: by task, and the images by "image", each as `load` returns it or as `divide` does.
+        known: by task, which images are labelled; all where it has no entry.
+    """
+
+    def __init__(
+        self, split: str, labels: Mapping[str, Sequence[Any]], known: Mapping[str, np.ndarray]
+    ) -> None:
+        self.split, self.labels, self.known = split, labels, known
 
     def __len__(self) -> int:
-        return len(self.arrays["image"])
+        return len(self.labels["image"])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample: dict[str, Any] = {"name": f"{self.split}-{index:05d}"}
-        for key, array in self.arrays.items():
+        for key, labels in self.labels.items():
             if key not in self.known or self.known[key][index]:
-                sample[key] = expand(key, array[index])
+                sample[key] = expand(key, labels[index])
         return sample
 
 
 def check_name(name: str) -> None:
-    known = [*DENSE, *IMAGE_LEVEL]
+    known = [*DENSE, *OTHERS]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
         raise ValueError(f"Scenes has no task {name!r}: did you mean {near!r}? Known are {', '.join(known)}.")
@@ -189,6 +204,13 @@ def render_split(split: str, count: int, size: int, seed: int) -> dict[str, np.n
     return boxes | {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
 
+def divide(boxes: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """The boxes of each image, of which all stand one after another."""
+    ends = counts.cumsum()[:-1]
+    parts = zip(np.split(boxes, ends), np.split(labels, ends))
+    return [{"boxes": own, "labels": ids} for own, ids in parts]
+
+
 def compress(key: str, label: np.ndarray) -> np.ndarray:
     """The label in as few bytes as it needs; see `expand`."""
     if key in ("edges", "keypoints"):
@@ -196,7 +218,7 @@ def compress(key: str, label: np.ndarray) -> np.ndarray:
     return label.astype(np.float16) if key == "normals" else label
 
 
-def expand(key: str, label: np.ndarray) -> np.ndarray:
+def expand(key: str, label: Any) -> Any:
     """The label as a task takes it."""
     if key in ("edges", "keypoints"):
         return label.astype(np.float32) / 255

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtlsearch.task import Target
 from mtlsearch.tasks.segmentation import name_classes
 
+LABEL = ("boxes", "labels")
 KEPT = 0.3
 """The part of a moved box that has to be inside the image for the box to be kept."""
 
@@ -44,7 +45,7 @@ class Boxes(Target):
 
     def collate(self, labels: Sequence[Any]) -> list[dict[str, Tensor] | None]:
         return [
-            None if label is None else {key: torch.as_tensor(label[key]) for key in ("boxes", "labels")}
+            None if label is None else {key: torch.as_tensor(label[key]).clone() for key in LABEL}
             for label in labels
         ]
 
