@@ -206,6 +206,15 @@ class CellSupernet(Supernet):
         # What is in the memo already is taken for the copy.
         return copy.deepcopy(self.network, dict(derived))
 
+    def derived_weights(self) -> dict[str, Tensor]:
+        """The state of the derived network, without what starts anew in it."""
+        anew: tuple[str, ...] = ()
+        if not self.exact:
+            cells = (n for n, module in self.network.named_modules() if isinstance(module, SearchedCell))
+            anew = tuple(f"{name}.operations." for name in cells)
+        state = self.extract(self.derive()).state_dict()
+        return {name: value for name, value in state.items() if not name.startswith(anew)}
+
 
 def cells_of(architecture: Architecture) -> CellsArchitecture:
     if not isinstance(architecture, CellsArchitecture):

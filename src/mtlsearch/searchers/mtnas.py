@@ -272,7 +272,7 @@ class MTNAS(CellSearch):
 
     def _keep(self, supernet: CellSupernet, parts: Sequence[str]) -> None:
         """The weights of these parts, of the search space and of the network derived from it."""
-        for name, value in supernet.extract(supernet.derive()).state_dict().items():
+        for name, value in supernet.derived_weights().items():
             if name.startswith(tuple(f"{part}." for part in parts)):
                 self._weights |= {name: value, f"network.{name}": value}
         kept = (f"gates.{BACKBONE}.", *(f"network.{part}." for part in parts))
