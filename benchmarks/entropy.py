@@ -8,7 +8,6 @@ them start the four searches. Finished runs are not repeated.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from functools import partial
@@ -17,8 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import finish, seeds_parser, spread
 
 import mtlsearch as ms
 from mtlsearch.data.scenes import Scenes
@@ -33,7 +31,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         for w_ti in (1.0, 0.5)
     },
 }
-COLUMNS = {"mIoU": ("semantic", "miou", 1), "angle": ("normals", "mean_angle", 1)}
+COLUMNS = {"mIoU": ("semantic", "miou", 3), "angle": ("normals", "mean_angle", 2)}
 
 
 def trainer(stage: str) -> pl.Trainer:
@@ -69,14 +67,14 @@ def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"system": name, "seeds": str(len(runs))}
         metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
         for kind in ("supernet", "derived"):
-            for column, (task, metric, _) in COLUMNS.items():
+            for column, (task, metric, digits) in COLUMNS.items():
                 values = [
                     m["supernet"]["val"][task][metric] if kind == "supernet" else m["val"][task][metric]
                     for m in metrics
                     if kind == "derived" or "supernet" in m
                 ]
                 if values:
-                    row[f"{kind} {column}"] = spread(values)
+                    row[f"{kind} {column}"] = spread(values, digits)
         architectures = [json.loads((run / "architecture.json").read_text()) for run in runs]
         searched = [[c["probability"] for c in a["candidates"] if "probability" in c] for a in architectures]
         if all(searched):
@@ -94,25 +92,9 @@ def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
     return table
 
 
-def spread(values: list[float]) -> str:
-    digits = 3 if max(values) < 1 else 2
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--dir", type=Path, default=Path("runs/entropy"))
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
+    arguments = seeds_parser(__doc__, seeds=(0, 1, 2), dir="runs/entropy").parse_args()
     for seed in arguments.seeds:
         run(seed, arguments.dir)
-    results = rows(arguments.seeds, arguments.dir)
-    names = list(dict.fromkeys(name for row in results for name in row))
-    table = Table(*names, title="MTL-NAS on scenes, ResNet-18, validation, mean ± deviation over seeds")
-    for row in results:
-        table.add_row(*(row.get(name, "") for name in names))
-    Console(width=180).print(table)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"seeds": arguments.seeds, "rows": results}, indent=1) + "\n")
+    title = "MTL-NAS on scenes, ResNet-18, validation, mean ± deviation over seeds"
+    finish(title, rows(arguments.seeds, arguments.dir), arguments, width=180)

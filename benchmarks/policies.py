@@ -9,7 +9,6 @@ not repeated.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -17,8 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from report import finish, seeds_parser, spread
 
 from mtlsearch.report.delta import delta_m
 
@@ -89,25 +87,11 @@ def rows(seeds: list[int], dir: Path) -> list[dict[str, Any]]:
     return table
 
 
-def spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--dir", type=Path, default=Path("runs/policies"))
+    parser = seeds_parser(__doc__, seeds=(0, 1, 2), dir="runs/policies")
     parser.add_argument("--collect", action="store_true", help="only the table of the runs that are finished")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
     for seed in () if arguments.collect else arguments.seeds:
         run(seed, arguments.dir)
-    results = rows(arguments.seeds, arguments.dir)
-    names = list(dict.fromkeys(name for row in results for name in row))
-    table = Table(*names, title="AdaShare on scenes, ResNet-18, test data, mean ± deviation over seeds")
-    for row in results:
-        table.add_row(*(row.get(name, "") for name in names))
-    Console(width=220).print(table)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"seeds": arguments.seeds, "rows": results}, indent=1) + "\n")
+    title = "AdaShare on scenes, ResNet-18, test data, mean ± deviation over seeds"
+    finish(title, rows(arguments.seeds, arguments.dir), arguments, width=220)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,43 @@ def main(title: str, benchmark: Callable[[int], list[Row]], *, repeats: int = 7)
     parser.add_argument("--repeats", type=int, default=repeats, help="timed runs of which the median counts")
     arguments = parser.parse_args()
     rows = benchmark(arguments.repeats)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(*names, title=title)
-    for row in rows:
-        table.add_row(*(show(row.get(name)) for name in names))
-    Console().print(table)
+    print_table(title, rows)
     if arguments.json is not None:
         versions = {"torch": torch.__version__, "python": platform.python_version()}
         content = {"title": title, "threads": torch.get_num_threads(), **versions, "rows": rows}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def seeds_parser(description: str | None, *, seeds: Sequence[int], dir: str) -> argparse.ArgumentParser:
+    """The command line of a benchmark that is run once a seed."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--dir", type=Path, default=Path(dir), help="holds the runs")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    return parser
+
+
+def finish(
+    title: str, rows: Sequence[Row], arguments: argparse.Namespace, *, width: int | None = None
+) -> None:
+    """The end of a benchmark that is run once a seed."""
+    print_table(title, rows, width=width)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"seeds": arguments.seeds, "rows": rows}, indent=1) + "\n")
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation; of one value, that."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def print_table(title: str, rows: Sequence[Row], *, width: int | None = None) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*names, title=title)
+    for row in rows:
+        table.add_row(*(show(row.get(name)) for name in names))
+    Console(width=width).print(table)
 
 
 def show(value: Any) -> str:

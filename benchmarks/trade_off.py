@@ -8,7 +8,6 @@ above one half. Finished searches are not repeated.
 
 from __future__ import annotations
 
-import argparse
 import json
 from functools import partial
 from itertools import combinations
@@ -18,8 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
-from rich.table import Table
+from report import finish, seeds_parser
 
 import mtlsearch as ms
 from mtlsearch import files
@@ -73,10 +71,7 @@ def point(sparsity_weight: float, sharing_weight: float, seed: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--dir", type=Path, default=Path("runs/trade_off"))
-    parser.add_argument("--json", type=Path, help="write the points to this file")
+    parser = seeds_parser(__doc__, seeds=(0, 1), dir="runs/trade_off")
     parser.add_argument("--figure", type=Path, help="draw them into this file")
     arguments = parser.parse_args()
     points = []
@@ -86,11 +81,6 @@ if __name__ == "__main__":
             if not path.exists():
                 files.write(path, json.dumps(point(sparsity_weight, sharing_weight, seed)) + "\n")
             points.append(json.loads(path.read_text()))
-    table = Table(*points[0], title="Shares of blocks that are run, and on which two tasks agree")
-    for row in points:
-        table.add_row(*(f"{value:.3g}" for value in row.values()))
-    Console().print(table)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"seeds": arguments.seeds, "rows": points}, indent=1) + "\n")
+    finish("Shares of blocks that are run, and on which two tasks agree", points, arguments)
     if arguments.figure is not None:
         trade_off(points).savefig(arguments.figure, bbox_inches="tight", pad_inches=0.08)

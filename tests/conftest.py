@@ -1,6 +1,7 @@
 """What tests share; `tiny` has the parts."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,38 @@ def datamodule():
 def trainer():
     """`trainer(max_epochs=1, **others)`: a Trainer on the CPU that writes and prints nothing."""
     return make_trainer
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory):
+    """Where the tests of the command line keep their scenes."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def folder(tmp_path, cache_folder, monkeypatch):
+    """An empty working folder, and scenes in a cache of the tests' own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MTLSEARCH_CACHE", str(cache_folder))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "argv", ["mtlsearch"])
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys):
+    """`refused(*arguments)`: the one line with which a command line is refused."""
+    from mtlsearch import run
+
+    def call(*arguments):
+        capsys.readouterr()
+        assert run.main(arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +16,20 @@ from mtlsearch import run as command
 from mtlsearch.data.domains import DOMAINS
 from test_text import rows_of, write
 
-TINY = ["searcher=single_task", "epochs=1", "trainer.accelerator=cpu", "hydra.run.dir=a"]
+TINY = ["searcher=single_task", "epochs=1", "trainer.accelerator=cpu", "hydra.run.dir=runs/${now:%f}"]
 RESNET = ["backbone=timm", "backbone.name=test_resnet"]
 SMALL = ["dataset.size=32", "dataset.train=8", "dataset.val=2", "dataset.test=2", "dataset.batch_size=4"]
 ROOMS = "_target_: mtlsearch.data.scenes.Scenes, size: 32, train: 8, val: 2, test: 2, batch_size: 4"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, cache, monkeypatch):
-    """An empty working folder, and scenes in a cache of the tests' own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MTLSEARCH_CACHE", str(cache))
-    monkeypatch.setattr(sys, "argv", ["mtlsearch"])
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def ran(*arguments):
     """The metrics of a run, which has to succeed."""
-    assert command.main([*TINY, *arguments]) == 0
+    assert command.main([*TINY, *arguments, "hydra.run.dir=a"]) == 0
     assert Path("a/report.html").exists()
     return json.loads(Path("a/metrics.json").read_text())
-
-
-def refused(capsys, *arguments):
-    """The one line with which a command line is refused."""
-    capsys.readouterr()
-    assert command.main([*TINY, *arguments, "hydra.run.dir=refused/${now:%f}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
 
 
 def test_texts_are_trained_on(folder):
@@ -65,14 +45,12 @@ def test_texts_are_trained_on(folder):
     assert check_data.main([*texts, "hydra.run.dir=b"]) == 0
 
 
-def test_a_wrong_table_is_one_line(folder, capsys):
+def test_a_wrong_table_is_one_line(folder, refused):
     write(folder / "news.csv", [*rows_of(20), ["4"]])
-    assert "news.csv, line 21: the row has 1 column(s)" in refused(capsys, "dataset=text", "dataset.root=.")
-    line = refused(
-        capsys, "dataset=text", "dataset.root=.", "dataset.tables={n: {train: news.csv, lable: 1}}"
-    )
+    assert "news.csv, line 21: the row has 1 column(s)" in refused(*TINY, "dataset=text", "dataset.root=.")
+    line = refused(*TINY, "dataset=text", "dataset.root=.", "dataset.tables={n: {train: news.csv, lable: 1}}")
     assert "unexpected keyword argument 'lable'" in line
-    assert "dataset.root=VALUE" in refused(capsys, "dataset=text")
+    assert "dataset.root=VALUE" in refused(*TINY, "dataset=text")
 
 
 def test_domains_are_trained_on():
@@ -80,13 +58,13 @@ def test_domains_are_trained_on():
     assert set(metrics["val"]) == {"photo", "sketch", "loss"}
 
 
-def test_several_data_sets_of_any_kind_are_trained_on(capsys):
+def test_several_data_sets_of_any_kind_are_trained_on(refused):
     datasets = f"dataset.datasets={{kinds: {{{ROOMS}, tasks: [object]}}, maps: {{{ROOMS}, tasks: [depth]}}}}"
     metrics = ran("dataset=per_task", datasets, *RESNET, "weights.object=2")
     assert set(metrics["test"]) == {"object", "depth", "loss"}
-    line = refused(capsys, "dataset=per_task", datasets.replace("depth", "object"), *RESNET)
+    line = refused(*TINY, "dataset=per_task", datasets.replace("depth", "object"), *RESNET)
     assert "'kinds' and 'maps' both label a task 'object'" in line
-    assert "dataset.datasets=VALUE" in refused(capsys, "dataset=per_task", *RESNET)
+    assert "dataset.datasets=VALUE" in refused(*TINY, "dataset=per_task", *RESNET)
 
 
 def test_inner_data_sets_get_head_and_seed():
