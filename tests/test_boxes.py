@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mtlsearch import tasks
+from mtlsearch import check_data, tasks
 from mtlsearch.data.augment import Augment, resize
 from mtlsearch.data.collate import Collate
 from mtlsearch.data.encodings import Bdd100k, BoxesOf, Coco, Kitti, Segmentation, Voc
 from mtlsearch.data.folder import Folder
+from mtlsearch.run import compose_dataset
 from mtlsearch.task import Task, has_labels
 from mtlsearch.tasks.boxes import KEPT, Boxes
 from mtlsearch.tasks.metrics import Mean
@@ -326,3 +327,33 @@ class TestFiles:
     def test_a_map_to_an_unknown_class_is_an_error(self):
         with pytest.raises(ValueError, match="name_map leads to 'cat', which is none of the classes"):
             Coco(path="all.json", classes=["car"], name_map={"van": "cat"})
+
+    def test_check_data_counts_them(self):
+        tally = check_data.Tally(tasks.detection("boxes", num_classes=2))
+        for label in (make([10.5, 20, 30, 40], [0, 0, 8, 4], labels=[0, 1]), make()):
+            tally.add("train", label)
+        tally.add("val", make())
+        assert tally.images == {"train": 2, "val": 1} and tally.classes["train"].tolist() == [1, 1]
+        assert tally.low == pytest.approx(32**0.5) and tally.high == pytest.approx(390**0.5)
+        assert tally.summary().startswith("2 boxes in 3 images") and list(tally.doubts()) == []
+
+
+def test_the_regions_of_camvid(samples):
+    arguments = ["experiment=camvid_detection", f"dataset.root={samples / 'camvid'}"]
+    data, _ = compose_dataset(arguments)
+    data.setup()
+    names = data.tasks[1].target.class_names
+    found = np.zeros(3, int)
+    for index in range(0, 360, 60):
+        sample = data.samples("train")[index]
+        for box, number in zip(sample["detection"]["boxes"], sample["detection"]["labels"]):
+            x1, y1, x2, y2 = np.round(box).astype(int)
+            inside = sample["semantic"][y1:y2, x1:x2] == names.index(
+                ["car", "pedestrian", "bicyclist"][number]
+            )
+            assert inside.mean() > 0.1  # slim objects, aslant, in part hidden
+            found[number] += inside.mean() > 0.4
+    assert found[0] > 6
+    batch = next(iter(data.train_dataloader()))
+    for image, label in zip(batch["image"], batch["detection"]):
+        data.tasks[0].target.check({key: value.numpy() for key, value in label.items()}, image.shape[-2:])

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mtlsearch.data import ImageFolder, Shapes
 from mtlsearch.data.shapes import CLASSES, FINISHES, SHAPES
+from mtlsearch.run import compose_dataset
 
 
 def save(path, value=0, size=(8, 8)):
@@ -127,3 +128,11 @@ class TestShapes:
         means = np.stack([sample["image"].mean(axis=(0, 1)) for sample in samples])
         within = [means[labels == number].mean(axis=0) for number in range(10)]
         assert np.std(within, axis=0).max() < 0.35 * means.std(axis=0).min()
+
+
+def test_both_are_data_sets_of_the_command_line(root):
+    data, _ = compose_dataset(["dataset=imagefolder", f"dataset.root={root}", "dataset.size=[6, 5]"])
+    assert data.tasks[0].target.class_names == ["cat", "dog"]
+    assert data.samples("val")[0]["image"].shape == (6, 5, 3)
+    data, _ = compose_dataset(["dataset=shapes", "dataset.train=10", "tasks=[kind]"])
+    assert [task.name for task in data.tasks] == ["kind"] and len(data.samples("train")) == 10

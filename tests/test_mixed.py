@@ -7,6 +7,7 @@ import torch
 import mtlsearch as ms
 from mtlsearch.data import Augment, Mixed, Shapes, TaskData
 from mtlsearch.data.mixed import relabel
+from mtlsearch.run import compose_dataset
 from mtlsearch.task import Task
 from mtlsearch.tasks.metrics import Mean
 from tiny import make_trainer
@@ -168,3 +169,18 @@ def test_images_of_two_sizes_are_an_error_with_the_mend():
     data.setup()
     with pytest.raises(ValueError, match="differ in size"):
         next(iter(data.train_dataloader()))
+
+
+def test_it_is_a_data_set_of_the_command_line():
+    kinds = "{_target_: mtlsearch.data.Shapes, size: 8, train: 4, val: 2, test: 2, tasks: [kind]"
+    data, _ = compose_dataset(
+        [
+            "dataset=mixed",
+            f"+dataset.datasets={{a: {kinds}}}, b: {kinds}, render_seed: 1}}}}",
+            "dataset.classes={kind: [striped, other]}",
+            "dataset.maps={kind: {a: {striped disc: striped, checked disc: other}, b: {striped ring: striped}}}",
+            "dataset.batch_size=8",
+        ]
+    )
+    assert data.tasks[0].target.class_names == ["striped", "other"]
+    assert data.batch_size == 8 and len(data.samples("train")) == 8

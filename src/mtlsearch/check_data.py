@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +25,8 @@ from mtlsearch.data.module import SPLITS, TaskData
 from mtlsearch.data.per_task import PerTask
 from mtlsearch.report.labels import overlays
 from mtlsearch.task import Task
-from mtlsearch.tasks import ClassMap, Depth, ImageLabel, Normals
+from mtlsearch.tasks import Boxes, ClassMap, Depth, ImageLabel, Normals
+from mtlsearch.tasks.boxes import area
 from mtlsearch.tasks.classification import true_class
 
 ROWS = 2
@@ -43,8 +43,9 @@ class Tally:
         task: whose labels they are.
         images: the number of labelled images, by split.
         entries: the number of pixels (or whole images) in them, and of those that are labelled.
-        classes: the number of labelled entries of each class, by split, where there are classes.
-        low, high, values: the lowest and the highest value and some of each image, where there are values.
+        classes: the number of labelled entries (or boxes) of each class, by split, where there are classes.
+        low, high, values: the lowest and the highest value and some of each image, where there are values; of
+            boxes the square roots of their areas.
         facing: the number of normals whose z points towards the camera, as most do.
     """
 
@@ -58,8 +59,8 @@ class Tally:
     values: list[np.ndarray] = field(default_factory=list)
     facing: int = 0
 
-    def add(self, split: str, label: np.ndarray) -> None:
-        target = torch.as_tensor(label)[None]
+    def add(self, split: str, label: Any) -> None:
+        target = self.task.target.collate([label])
         labelled = self.task.target.labelled(target)
         if not labelled.any():
             return
@@ -67,14 +68,24 @@ class Tally:
         self.entries += labelled.numel()
         self.labelled += int(labelled.sum())
         kind = self.task.target
-        if isinstance(kind, ClassMap | ImageLabel):
+        if isinstance(kind, Boxes):
+            self._count(split, label["labels"])
+            self._take(np.sqrt(area(label["boxes"])))
+        elif isinstance(kind, ClassMap | ImageLabel):
             ids = (true_class(target) if isinstance(kind, ImageLabel) else target)[labelled]
-            counts = np.bincount(ids.numpy(), minlength=kind.num_classes)
-            self.classes[split] = self.classes.get(split, 0) + counts
+            self._count(split, ids.numpy())
         elif isinstance(kind, Normals):
             self.facing += int((label[2] < 0).sum())
         elif np.issubdtype(label.dtype, np.floating):
-            values = label[np.isfinite(label)]
+            self._take(label[np.isfinite(label)])
+
+    def _count(self, split: str, ids: np.ndarray) -> None:
+        if ids.size:
+            counts = np.bincount(ids, minlength=self.task.target.num_classes)  # type: ignore[attr-defined]
+            self.classes[split] = self.classes.get(split, 0) + counts
+
+    def _take(self, values: np.ndarray) -> None:
+        if values.size:
             self.low = min(self.low, float(values.min()))
             self.high = max(self.high, float(values.max()))
             self.values.append(values[:: -(-len(values) // VALUES)])
@@ -88,8 +99,12 @@ class Tally:
         parts = [f"{self.labelled / self.entries:.1%} labelled"] if self.task.target.dense else []
         if isinstance(self.task.target, Normals):
             parts.append(f"{self.facing / self.labelled:.1%} of them towards the camera (z < 0)")
+        if isinstance(self.task.target, Boxes):
+            boxes = sum(int(counts.sum()) for counts in self.classes.values())
+            parts.append(f"{boxes} boxes in {self.labelled} images, by the square root of their area")
         if self.values:
-            unit = " m" if isinstance(self.task.target, Depth) else ""
+            kind = self.task.target
+            unit = " m" if isinstance(kind, Depth) else " px" if isinstance(kind, Boxes) else ""
             mean = float(np.mean(np.concatenate(self.values)))
             parts.append(
                 f"{self.low:.4g} to {self.high:.4g}{unit}, mean {mean:.3g}, median {self.median:.3g}"
