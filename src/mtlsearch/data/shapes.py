@@ -39,7 +39,7 @@ class Shapes(TaskData):
     """A shape in each image, in any place, size and colours, a little turned, on a faint pattern: ten classes.
 
     A class is a shape with its finish, so that both the outline and the texture have to be seen. The same
-    `render_seed` gives the same images, which take about 0.5 ms each and are kept in memory.
+    `render_seed` gives the same images, which take less than a millisecond each and are kept in memory.
 
     Args:
         tasks: the name of the one task.
