@@ -65,6 +65,15 @@ def test_the_figures_of_a_policy_are_written(tmp_path, tasks, names):
         Image.open(path).verify()
 
 
+@pytest.mark.parametrize(("certain", "names"), [([1.0] * 8, []), ([1.0, 0.0] * 4, ["policy"])])
+def test_what_was_not_searched_has_no_correlation_and_hard_sharing_no_policy(tmp_path, certain, names):
+    architecture = make_policy(["a", "b"])
+    architecture["probabilities"] = dict.fromkeys("ab", certain)
+    architecture["select"] = {task: [p == 1 for p in certain] for task in "ab"}
+    (tmp_path / "architecture.json").write_text(json.dumps(architecture))
+    assert [path.stem for path in figures.write(tmp_path)] == names
+
+
 def test_the_search_has_panels_of_its_own_stage(run):
     with (run / "metrics.csv").open(newline="") as file:
         figure = figures.curves(list(csv.DictReader(file)))

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or "pytorch_lightning" in sys.modules or "lightning.pytorch" not in sys.modules:
     import pytorch_lightning as pl
-    from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
+    from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 else:
     import lightning.pytorch as pl
-    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-__all__ = ["check_trainer", "pl", "rank_zero_info", "rank_zero_only"]
+__all__ = ["check_trainer", "pl", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]
 
 
 def check_trainer(trainer: object) -> None:

@@ -172,8 +172,10 @@ def write(
         if architecture["kind"] == "fusion" and architecture["candidates"]:
             drawn["architecture"] = fusion(architecture)
         if architecture["kind"] == "policy":
-            drawn["policy"] = policy_map(architecture)
-            if len(architecture["tasks"]) > 1:
+            found = {p for row in architecture["probabilities"].values() for p in row}
+            if found != {1.0}:  # of hard sharing: all is dark
+                drawn["policy"] = policy_map(architecture)
+            if len(architecture["tasks"]) > 1 and not found <= {0.0, 1.0}:  # they were searched
                 drawn["correlation"] = task_correlation(architecture)
     if (path := run_dir / "metrics.csv").exists():
         with path.open(newline="", encoding="utf-8") as file:

@@ -20,7 +20,7 @@ from mtlsearch.backbones import Backbone, load
 from mtlsearch.cost import backbone_params
 from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.multitask import Batch, MultiTask
-from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.namespace import pl, rank_zero_info, rank_zero_warn
 from mtlsearch.nn.gates import Relaxation, bernoulli, entropy, relaxation_of
 from mtlsearch.nn.gates import straight_through as hardened
 from mtlsearch.nn.policies import SPARSITY, sharing, sparsity
@@ -257,7 +257,7 @@ def _warned(architecture: PolicyArchitecture) -> PolicyArchitecture:
     """With a warning where a task runs no block."""
     for task, chosen in architecture.select.items():
         if not any(chosen):
-            rank_zero_info(
+            rank_zero_warn(
                 f"Task {task!r} skips every block: its prediction comes from the stem and the shortcuts alone. "
                 "A smaller sparsity_weight keeps more."
             )
