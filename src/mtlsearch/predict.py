@@ -6,7 +6,9 @@ For an image x.jpg the folder OUT/x gets, at the image's own size, upright as it
 - `TASK.npy`: float32 (H, W), or (H, W, C) where a pixel has several values: depth in metres, unit normals in
   the camera's frame (x right, y down, z forward), edge strengths and so on;
 - `TASK_colour.png` and `TASK_overlay.png`: either of them in colours, alone and over the image;
-- `TASK.json`: classes of the whole image and their probabilities, the most probable first.
+- `TASK.json`: classes of the whole image and their probabilities, the most probable first; or boxes, x1, y1, x2,
+  y2 in pixels from the left upper corner, with class and score, the surest first. Then `TASK_overlay.png` has
+  those with a score of 0.3 and more, enlarged where the image is small.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml  # type: ignore[import-untyped]
 from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.console import Console
@@ -31,9 +32,10 @@ from torch import Tensor, nn
 
 from mtlsearch import files
 from mtlsearch.data.augment import check_size, resize
+from mtlsearch.report.boxes import draw_boxes
 from mtlsearch.search import load, read_architecture
 from mtlsearch.task import Task
-from mtlsearch.tasks import ImageLabel, from_spec
+from mtlsearch.tasks import Boxes, ImageLabel, from_spec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +89,7 @@ def predict(
     steps = list(zip(images, folders))
     for path, folder in track(steps, "predicting", console=Console(stderr=True)):
         image = read_image(path)
-        outputs = infer(network, image, [task.name for task in chosen], size)
+        outputs = infer(network, image, chosen, size)
         for task in chosen:
             for name, content in render(task, outputs[task.name], image):
                 files.write(folder / name, content)
@@ -95,9 +97,9 @@ def predict(
 
 
 def infer(
-    network: nn.Module, image: np.ndarray, tasks: Sequence[str], size: Sequence[int] | None = None
+    network: nn.Module, image: np.ndarray, tasks: Sequence[Task], size: Sequence[int] | None = None
 ) -> dict[str, Tensor]:
-    """The raw predictions (1, ...) of tasks for an image (H, W, 3) uint8, dense ones at its own size.
+    """The raw predictions (1, ...) of tasks for an image (H, W, 3) uint8, those that have places at its own size.
 
     Args:
         size: (H, W) to which the image is brought for the network; None: its own.
@@ -105,19 +107,25 @@ def infer(
     small = resize({"image": image}, {}, size)["image"] if size is not None else image
     batch = torch.from_numpy(small).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
-        outputs: Mapping[str, Tensor] = network(batch, tasks)
-        return {
-            name: F.interpolate(outputs[name].float(), image.shape[:2], mode="bilinear", align_corners=False)
-            if outputs[name].ndim == 4
-            else outputs[name].float()
-            for name in tasks
-        }
+        outputs: Mapping[str, Tensor] = network(batch, [task.name for task in tasks])
+    old, new = small.shape[:2], image.shape[:2]
+    return {task.name: task.target.resize(outputs[task.name].float(), old, new) for task in tasks}
 
 
 def render(task: Task, output: Tensor, image: np.ndarray) -> Iterator[tuple[str, bytes]]:
     """The files, by name, that show a raw prediction (1, ...) for an image (H, W, 3)."""
     target = task.target
-    label = target.decode(output)[0].numpy()
+    label = target.decode(output)[0]
+    if isinstance(target, Boxes):
+        rows = zip(label["labels"].tolist(), label["scores"].tolist(), label["boxes"].tolist())
+        found = [
+            {"class": target.class_names[number], "score": round(score, 4), "box": [round(x, 2) for x in box]}
+            for number, score, box in rows
+        ]
+        yield f"{task.name}.json", (json.dumps({"boxes": found}, indent=1) + "\n").encode()
+        yield f"{task.name}_overlay.png", _png(draw_boxes(target, image, label))
+        return
+    label = label.numpy()
     if isinstance(target, ImageLabel):
         probabilities = output[0].softmax(0).tolist()
         ranked = sorted(zip(target.class_names, probabilities), key=lambda pair: -pair[1])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -68,6 +69,12 @@ class Target:
     def decode(self, prediction: Tensor) -> Any:
         """A prediction (B, ...) in the form of a target: class ids from logits, unit vectors, and so on."""
         return prediction
+
+    def resize(self, prediction: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+        """A prediction (B, ...) for images of size `old` (H, W) as one for the same images in size `new`."""
+        if not self.dense:
+            return prediction
+        return F.interpolate(prediction, new, mode="bilinear", align_corners=False)
 
     def picture(self, label: np.ndarray) -> np.ndarray:
         """A dense label (one image's, without the batch axis) as an RGB image (H, W, 3) uint8."""

@@ -14,6 +14,8 @@ def delta_m(
     """The mean relative improvement over the metrics of each task in percent (AdaShare Eq. 6), and under "all" the
     mean over tasks; more is better.
 
+    A metric that neither side has, as that of a class without a box in the data, is left out.
+
     Args:
         values: {task: {metric: number}} of a network.
         reference: of the single-task networks.
@@ -25,14 +27,15 @@ def delta_m(
     result = {}
     for task, metrics in directions.items():
         gains = []
-        for metric, higher in metrics.items():
+        there = [name for name in metrics if any(name in side.get(task, ()) for side in (values, reference))]
+        for metric in there or metrics:
             try:
                 value, base = values[task][metric], reference[task][metric]
             except KeyError:
                 raise ValueError(f"delta_m: there is no {metric!r} of task {task!r} on both sides.") from None
             if base == 0:
                 raise ValueError(f"delta_m: {metric!r} of task {task!r} is 0 for the reference.")
-            gains.append((1 if higher else -1) * (value - base) / abs(base) * 100)
+            gains.append((1 if metrics[metric] else -1) * (value - base) / abs(base) * 100)
         result[task] = fmean(gains)
     result["all"] = fmean(list(result.values()))
     return result

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from mtlsearch.data.text import decode
+from mtlsearch.report.boxes import draw_boxes
 from mtlsearch.report.style import styled
 from mtlsearch.task import Task
-from mtlsearch.tasks import ClassMap, ImageLabel
+from mtlsearch.tasks import Boxes, ClassMap, ImageLabel
 from mtlsearch.tasks.classification import true_class
 
 if TYPE_CHECKING:
@@ -34,24 +35,24 @@ def overlays(tasks: Sequence[Task], samples: Sequence[tuple[str, Mapping[str, An
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    dense = [task for task in tasks if task.target.dense]
-    whole = [task for task in tasks if not task.target.dense]
+    placed = [task for task in tasks if has_places(task)]
+    whole = [task for task in tasks if not has_places(task)]
     ratio = shape_ratio(samples[0][1]["image"].shape[:2])
-    columns = 1 + len(dense) + bool(whole)
+    columns = 1 + len(placed) + bool(whole)
     figure = Figure(figsize=(2.4 * columns, 2.4 * ratio * len(samples) + 0.9), layout="compressed")
     grid = figure.subplots(len(samples), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
-    for axes, title in zip(grid[0], ["image", *(task.name for task in dense)]):
+    for axes, title in zip(grid[0], ["image", *(task.name for task in placed)]):
         axes.set_title(title)
     colours: dict[tuple[int, str], Any] = {}
     for (split, sample), row in zip(samples, grid):
         draw(row[0], sample["image"])
         row[0].set_ylabel(split)
         row[0].set_xlabel(str(sample.get("name", ""))[-30:], fontsize=7)
-        for axes, task in zip(row[1:], dense):
+        for axes, task in zip(row[1:], placed):
             label = sample.get(task.name)
             axes.imshow(_overlay(task, sample["image"], label))
             if label is None:
@@ -72,6 +73,11 @@ def overlays(tasks: Sequence[Task], samples: Sequence[tuple[str, Mapping[str, An
     return figure
 
 
+def has_places(task: Task) -> bool:
+    """Whether what a task predicts lies somewhere in the image, so that it is drawn and not told."""
+    return task.target.dense or isinstance(task.target, Boxes)
+
+
 def draw(axes: Axes, image: np.ndarray) -> None:
     """Show an image (H, W, 3), or the text that has these ids (T,)."""
     if image.ndim > 1:
@@ -87,10 +93,12 @@ def shape_ratio(size: Sequence[int]) -> float:
     return size[0] / size[1] if len(size) > 1 else 0.5
 
 
-def _overlay(task: Task, image: np.ndarray, label: np.ndarray | None) -> np.ndarray:
-    """A dense label's picture over the image, as RGB."""
+def _overlay(task: Task, image: np.ndarray, label: Any) -> np.ndarray:
+    """A label's picture over the image, as RGB."""
     if label is None:
         return image // 3
+    if isinstance(task.target, Boxes):
+        return draw_boxes(task.target, image, label)
     labelled = task.target.labelled(torch.as_tensor(label)[None])[0]
     known = labelled.reshape(-1, *image.shape[:2]).any(dim=0).numpy()[..., None]
     mixed = 0.7 * task.target.picture(label) + 0.3 * image

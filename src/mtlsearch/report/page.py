@@ -31,7 +31,8 @@ from mtlsearch.report.tables import (
 
 CAPTIONS = {
     "predictions": """Images, with the ground truth of each task beside what the finished network predicts.
-Within a pair one colour means one value; chequered pixels are unlabelled.""",
+Within a pair one colour means one value; chequered pixels are unlabelled. Of the boxes those with a score of 30 %
+and more are shown.""",
     "architecture": """The layers of each task's backbone, the first at the top, grouped by stage. A purple
 arrow is a chosen fusion edge: the layer at its tip also gets the features of the layer at its tail. Dashed
 grey arrows are candidates that were left out. Every pair of tasks has a panel.""",

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtlsearch.report.labels import draw, shape_ratio
+from mtlsearch.report.boxes import draw_boxes
+from mtlsearch.report.labels import draw, has_places, shape_ratio
 from mtlsearch.report.style import styled
 from mtlsearch.task import Task
+from mtlsearch.tasks.boxes import Boxes
 from mtlsearch.tasks.classification import ImageLabel, true_class
 from mtlsearch.tasks.segmentation import ClassMap
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 @styled
 def predictions(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, Any]) -> Figure:
-    """Images, and for each task ground truth and prediction: dense ones as pictures, others as text.
+    """Images, and for each task ground truth and prediction: what has a place as pictures, the rest as text.
 
     Args:
         network: in eval mode; `network(image)` gives {task: prediction}.
@@ -36,9 +38,9 @@ def predictions(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, A
     images = batch["image"]
     with torch.no_grad():
         outputs = {name: output.float().cpu() for name, output in network(images).items()}
-    dense = [task for task in tasks if task.target.dense]
-    whole = [task for task in tasks if not task.target.dense]
-    rows, columns = len(images), 1 + 2 * len(dense) + bool(whole)
+    placed = [task for task in tasks if has_places(task)]
+    whole = [task for task in tasks if not has_places(task)]
+    rows, columns = len(images), 1 + 2 * len(placed) + bool(whole)
     is_text = not images.is_floating_point()
     height = max(1.75 * shape_ratio(images.shape[1:] if is_text else images.shape[-2:]), 0.5 * len(whole))
     figure = Figure(figsize=(1.75 * columns, rows * height + 1.0), layout="compressed")
@@ -48,20 +50,26 @@ def predictions(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, A
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
     grid[0, 0].set_title("image")
-    for axes, image in zip(grid[:, 0], images):
-        draw(axes, (image if is_text else image.permute(1, 2, 0).clamp(0, 1)).cpu().numpy())
-    for index, task in enumerate(dense):
+    shown = [
+        image if is_text else (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte() for image in images
+    ]
+    for axes, image in zip(grid[:, 0], shown):
+        draw(axes, image.cpu().numpy())
+    for index, task in enumerate(placed):
         grid[0, 1 + 2 * index].set_title(f"{task.name}\nground truth")
         grid[0, 2 + 2 * index].set_title(f"{task.name}\nprediction")
         for row, guess in enumerate(task.target.decode(outputs[task.name])):
             label = _label(task, batch, row)
-            pictures = _pictures(task, label, guess.numpy())
+            if isinstance(task.target, Boxes):
+                pictures = _box_pictures(task.target, shown[row].cpu().numpy(), label, guess)
+            else:
+                pictures = _pictures(task, label, guess.numpy())
             for axes, picture in zip(grid[row, 1 + 2 * index :], pictures):
                 axes.imshow(picture)
     for row, axes in enumerate(grid[:, -1] if whole else ()):
         lines = [_describe(task, _label(task, batch, row), outputs[task.name][row]) for task in whole]
         axes.text(0, 1, "\n\n".join(lines), fontsize=7.5, va="top", linespacing=1.3)
-    if key := _class_key(dense, batch, outputs):
+    if key := _class_key(placed, batch, outputs):
         figure.legend(handles=key, loc="outside lower center", ncols=max(1, columns))
     return figure
 
@@ -86,12 +94,13 @@ def _class_key(tasks: Sequence[Task], batch: Mapping[str, Any], outputs: Mapping
     return key
 
 
-def _label(task: Task, batch: Mapping[str, Any], row: int) -> Tensor:
-    """The label of one image of a batch, without the batch axis."""
-    if task.name in batch:
-        return torch.as_tensor(batch[task.name][row]).cpu()
+def _label(task: Task, batch: Mapping[str, Any], row: int) -> Any:
+    """The label of one image of a batch, without the batch axis: a tensor, or boxes, None if unlabelled."""
     height, width = batch["image"].shape[-2:]
-    return torch.from_numpy(task.target.unlabelled((height, width)))
+    found = batch[task.name][row] if task.name in batch else task.target.unlabelled((height, width))
+    if isinstance(task.target, Boxes):
+        return found and {key: value.cpu() for key, value in found.items()}
+    return torch.as_tensor(found).cpu()
 
 
 def _pictures(task: Task, label: Tensor, guess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,9 +108,23 @@ def _pictures(task: Task, label: Tensor, guess: np.ndarray) -> tuple[np.ndarray,
     both = task.target.picture(np.concatenate([label.numpy(), guess], axis=-1))
     height, width = guess.shape[-2:]
     known = task.target.labelled(label[None])[0].reshape(-1, height, width).any(dim=0).numpy()
+    board = _board(height, width)
+    return np.where(known[..., None], both[:, :width], board), both[:, width:]
+
+
+def _box_pictures(
+    target: Boxes, image: np.ndarray, label: Mapping[str, Tensor] | None, guess: Mapping[str, Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label and prediction as boxes over the image; an unlabelled image is chequered."""
+    truth = _board(*image.shape[:2]) if label is None else draw_boxes(target, image, label)
+    return truth, draw_boxes(target, image, guess)
+
+
+def _board(height: int, width: int) -> np.ndarray:
+    """A chequered picture (H, W, 3)."""
     rows, columns = np.indices((height, width)) // max(1, min(height, width) // 16)
     board = np.where((rows + columns) % 2 == 0, 235, 195).astype(np.uint8)
-    return np.where(known[..., None], both[:, :width], board[..., None]), both[:, width:]
+    return board[..., None].repeat(3, axis=2)
 
 
 def _describe(task: Task, label: Tensor, output: Tensor) -> str:
