@@ -68,7 +68,7 @@ def test_imports_go_down(path):
             assert LEVEL[part] <= LEVEL[own], f"{own} imports {name}"
 
 
-def test_searchers_meet_data_through_bilevel_alone():
+def test_searchers_meet_data_through_bilevel_and_the_default_of_a_pre_search_alone():
     found = set()
     for path in FILES:
         if part_of(path) in (
@@ -81,7 +81,7 @@ def test_searchers_meet_data_through_bilevel_alone():
             "nn",
         ):
             found |= {name for name, _ in imports_of(path) if name.startswith("mtlsearch.data")}
-    assert found == {"mtlsearch.data.bilevel.Bilevel"}
+    assert found == {"mtlsearch.data.bilevel.Bilevel", "mtlsearch.data.shapes.Shapes"}
 
 
 def test_data_knows_no_searcher():

@@ -9,6 +9,7 @@ import mtlsearch as ms
 from mtlsearch import stages
 from mtlsearch.data.module import TaskData
 from mtlsearch.nn.operations import OPERATIONS
+from mtlsearch.search import fit as fit_stage
 from mtlsearch.searchers.cell_search import CellSearch
 from mtlsearch.searchers.cell_supernet import CellSupernet
 from mtlsearch.searchers.genotypes import HANDMADE
@@ -116,9 +117,7 @@ def test_stages_hand_on_cells_and_weights():
             # Gates and trunk are those of the pre-search, branches and heads those of their searches.
             presearch = ended["presearch"].net
             assert not differing(copy_state(presearch.gates), copy_state(stage.net.gates))
-            assert not differing(
-                copy_state(presearch.network.trunk), copy_state(stage.net.network.trunk)
-            )
+            assert not differing(copy_state(presearch.network.trunk), copy_state(stage.net.network.trunk))
             for name in ("semantic", "depth"):
                 branch = ended[f"branch_{name}"].net
                 derived = branch.extract(branch.derive())
@@ -140,10 +139,15 @@ def test_stages_hand_on_cells_and_weights():
         stage = searcher.next_stage(stage)
 
 
-def test_how_many_weights_fit_is_said(tmp_path, capsys):
-    run(make(partial=2, search_branches=False, presearch=False), tmp_path, epochs=1)
-    said = next(line for line in "".join(capsys.readouterr()).splitlines() if line.startswith("finetune: starts"))
-    assert 0 < int(said.rsplit(",", 1)[1].split()[0]) < 100  # of derived cells of other shapes, only a part
+@pytest.mark.parametrize(("partial", "low", "high"), [(1, 99, 100), (2, 1, 95)])
+def test_how_many_weights_fit_is_said(partial, low, high, monkeypatch):
+    said = []
+    monkeypatch.setattr("mtlsearch.searchers.mtnas.rank_zero_info", said.append)
+    searcher = make(partial=partial, channels=8, search_branches=False, presearch=False)
+    searcher.next_stage(searcher)
+    (line,) = said
+    assert line.startswith("finetune: starts from ")
+    assert low <= int(line.rsplit(", ", 1)[1].split()[0]) <= high  # derived cells have other shapes
 
 
 def test_branches_weights_may_be_fixed():
@@ -157,7 +161,11 @@ def test_branches_weights_may_be_fixed():
     trained = {name: p.grad_fn for name, p in network.paths.named_parameters()}
     assert moved["trunk"]
     assert moved["heads"]
-    same = [name for name in trained if torch.equal(parts["paths"][name], dict(network.paths.named_parameters())[name])]
+    same = [
+        name
+        for name in trained
+        if torch.equal(parts["paths"][name], dict(network.paths.named_parameters())[name])
+    ]
     assert same == list(trained)
 
 
@@ -165,7 +173,10 @@ def test_the_backbone_takes_the_loss_of_each_task_in_turn():
     searcher = make()
     taken = []
     losses = searcher.losses
-    searcher.losses = lambda predictions, batch: (taken.append(sorted(predictions)), losses(predictions, batch))[1]
+    searcher.losses = lambda predictions, batch: (
+        taken.append(sorted(predictions)),
+        losses(predictions, batch),
+    )[1]
     data = TinyData(searcher.tasks, sizes=(16, 4, 4), batch_size=4)
     make_trainer(2, limit_val_batches=0).fit(searcher, datamodule=searcher.train_data(data))
     # Two steps an epoch, an update of the weights and one of the gates in each.
@@ -232,7 +243,9 @@ def test_a_changing_cell_starts_the_count_again():
 
 @pytest.mark.parametrize(("skips", "epochs"), [(2, 2), (3, 4)])
 def test_a_pre_search_stops_at_more_than_t_skips(skips, epochs):
-    searcher = searching(max_skips=2, min_epochs=2, patience=0, arch_optimizer=partial(torch.optim.SGD, lr=0.0))
+    searcher = searching(
+        max_skips=2, min_epochs=2, patience=0, arch_optimizer=partial(torch.optim.SGD, lr=0.0)
+    )
     with torch.no_grad():
         for kind in ("normal", "reduce"):
             logits = searcher.net.gates["backbone"][kind].logits.fill_(0)
@@ -248,21 +261,17 @@ def test_a_stage_that_has_stopped_is_not_gone_on_with(tmp_path):
     settings = {"patience": 2, "min_epochs": 1, "arch_optimizer": partial(torch.optim.SGD, lr=0.0)}
     searcher = searching(**settings)
     trainer = make_trainer(9, limit_val_batches=0)
-    from mtlsearch import search
-
-    search.fit(searcher, TinyData(searcher.tasks), trainer, tmp_path)
+    fit_stage(searcher, TinyData(searcher.tasks), trainer, tmp_path)
     assert trainer.current_epoch == 2
     again = searching(**settings)
     steps = []
     again.on_train_batch_start = lambda *_: steps.append(1)
-    search.fit(again, TinyData(again.tasks), make_trainer(9, limit_val_batches=0), tmp_path)
+    fit_stage(again, TinyData(again.tasks), make_trainer(9, limit_val_batches=0), tmp_path)
     assert not steps
     assert not differing(copy_state(searcher), copy_state(again))
 
 
-@pytest.mark.parametrize(
-    "stop", [("branch_depth", 1), ("presearch", 1), ("backbone", 1), ("pretrain", 0), ("finetune", 1)]
-)
+@pytest.mark.parametrize("stop", [("branch_depth", 1), ("presearch", 1), ("backbone", 1), ("finetune", 1)])
 def test_a_run_that_was_killed_ends_with_the_same_bytes(stop, tmp_path, whole):
     with pytest.raises(Killed):
         run(make(pretrain=True), tmp_path, stop=stop)
@@ -330,7 +339,13 @@ def test_second_order_is_the_gradient_through_a_step():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"second_order": True}, {"relaxation": "concrete"}, {"partial": 2}, {"entropy_weight": 5.0}, {"recompute": True}],
+    [
+        {"second_order": True},
+        {"relaxation": "concrete"},
+        {"partial": 2, "channels": 8},
+        {"entropy_weight": 5.0},
+        {"recompute": True},
+    ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_settings_of_the_search_fulfil_the_contract(settings):
@@ -338,14 +353,16 @@ def test_settings_of_the_search_fulfil_the_contract(settings):
 
 
 def test_mtnas_fulfils_the_contract():
-    check_searcher(make, TinyData(make_tasks("semantic", "depth", "normals")))
+    check_searcher(make, TinyData(make_tasks("semantic", "depth")))
 
 
 def test_the_entropy_term_decides_the_cells():
     def entropy(weight):
-        searcher = searching(entropy_weight=weight, patience=0, arch_optimizer=partial(torch.optim.Adam, lr=0.1))
+        searcher = searching(
+            entropy_weight=weight, patience=0, arch_optimizer=partial(torch.optim.Adam, lr=0.5)
+        )
         epochs_of(searcher, limit=10)
-        return float(searcher.net.gates["backbone"]["normal"].entropy())
+        return float(searcher.net.gates["backbone"]["normal"].entropy().detach())
 
     assert entropy(10.0) < 0.5 * entropy(0.0)
 
@@ -359,7 +376,7 @@ def test_the_entropy_term_decides_the_cells():
         ({"backbone": "resnet18"}, "'?resnet18'? cannot be given beside it.*presearch=false"),
         ({"method": "darts"}, "method must be one of two_stage, together, proxy, random, not 'darts'"),
         ({"branches": {"depths": HANDMADE}}, "branches names 'depths', but the tasks are semantic, depth"),
-        ({"partial": 3}, "channels.*3"),
+        ({"partial": 3}, "channels must be a multiple of 12"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"relaxation": "hard"}, "relaxation must be one of"),
         ({"reductions": [0]}, "reductions must be numbers of cells"),

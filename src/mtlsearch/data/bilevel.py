@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from mtlsearch.data.per_task import PerTask
 from mtlsearch.data.sampling import Interleaved, Shuffled, epoch_of, is_indexed
 from mtlsearch.namespace import pl
 
@@ -22,6 +23,7 @@ class Bilevel(pl.LightningDataModule):
         redraw: draw both batches from all the data, anew every epoch, for searches that do not retrain.
             Otherwise each group keeps its own part for the whole search.
         arch_fraction: of the data for the arch parameters, without `redraw`.
+        tasks: of a `PerTask` only the data sets that label one of these.
         seed: of the split and the order.
     """
 
@@ -31,9 +33,14 @@ class Bilevel(pl.LightningDataModule):
         *,
         redraw: bool = False,
         arch_fraction: float = 0.5,
+        tasks: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if tasks is not None and isinstance(datamodule, PerTask):
+            datamodule = PerTask(
+                datamodule.datasets, together=datamodule.together, tasks=tasks, seed=datamodule.seed
+            )
         if not 0 < arch_fraction < 1:
             raise ValueError(f"arch_fraction must lie between 0 and 1, not {arch_fraction}.")
         self.datamodule = datamodule

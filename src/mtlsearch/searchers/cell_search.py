@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlsearch.data.bilevel import Bilevel
-from mtlsearch.data.per_task import PerTask
 from mtlsearch.multitask import Batch
 from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.operations import OPERATIONS
@@ -86,11 +85,12 @@ class CellSearch(Searcher):
     # The data and the schedule.
 
     def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
-        own: Any = self._datamodule[0] or datamodule
-        if isinstance(own, PerTask):  # only the data sets of this stage's tasks
-            names = [task.name for task in self.tasks]
-            own = PerTask(own.datasets, together=own.together, tasks=names, seed=own.seed)
-        return Bilevel(own, arch_fraction=self.arch_fraction, seed=self.seed)
+        return Bilevel(
+            self._datamodule[0] or datamodule,
+            arch_fraction=self.arch_fraction,
+            tasks=[task.name for task in self.tasks],
+            seed=self.seed,
+        )
 
     def active_tasks(self, labelled: list[Task], batch_index: int) -> list[Task]:
         if not self.in_turn or not labelled:

@@ -250,7 +250,7 @@ class Below(nn.Module):
         width = inputs[1] // 4
         first = make_cell(owner, inputs, width, reduction=True, reduces_first=False, unpadded=False)
         self.cells = nn.ModuleList([first])
-        self.channels = [inputs[1], 4 * width]
+        self.channels = [4 * width]
         before = inputs[1]
         for i in range(1, count):
             ends = (before, self.channels[-1])

@@ -111,6 +111,11 @@ class MTNAS(CellSearch):
                 f"The backbone of mtnas is the searched one: {_name(backbone)} cannot be given beside it. Leave "
                 "backbone= out, or search branches only: presearch=false, search_backbone=false."
             )
+        if partial < 1 or channels % (4 * partial):
+            raise ValueError(
+                f"channels must be a multiple of {4 * max(partial, 1)}, 4 times partial, not {channels}: the last "
+                "cell of a branch has a quarter of them."
+            )
         if unknown := [name for name in branches or {} if name not in names]:
             raise ValueError(f"branches names {unknown[0]!r}, but the tasks are {', '.join(names)}.")
         torch.manual_seed(seed)
