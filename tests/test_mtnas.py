@@ -356,15 +356,17 @@ def test_mtnas_fulfils_the_contract():
     check_searcher(make, TinyData(make_tasks("semantic", "depth")))
 
 
-def test_the_entropy_term_decides_the_cells():
-    def entropy(weight):
-        searcher = searching(
-            entropy_weight=weight, patience=0, arch_optimizer=partial(torch.optim.Adam, lr=0.5)
-        )
-        epochs_of(searcher, limit=10)
-        return float(searcher.net.gates["backbone"]["normal"].entropy().detach())
-
-    assert entropy(10.0) < 0.5 * entropy(0.0)
+def test_the_entropy_term_is_the_mean_over_all_edges():
+    searcher = searching(entropy_weight=10.0)
+    searcher.log = lambda *_, **__: None
+    gates = searcher.net.gates["backbone"]
+    with torch.no_grad():
+        gates["normal"].logits.zero_()  # log 8 at every edge
+        gates["reduce"].logits.zero_()[:, 3] = 1000.0  # decided
+    term = searcher.regularization(0.5)["entropy"]
+    assert term.item() == pytest.approx(10 * np.log(8) / 2)
+    searcher.entropy_weight = 0.0
+    assert searcher.regularization(0.5) == {}
 
 
 # Bad input
