@@ -54,7 +54,7 @@ def ssd(
             f"The sides of prior boxes go from smallest > 0 up to a larger one: found {smallest} to {largest}."
         )
     for name, value in {"fpn": fpn, "extra": extra}.items():
-        if not isinstance(value, int) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"{name} of the head 'ssd' must be an integer of at least 0, not {value!r}.")
     return partial(
         SSD,
@@ -91,7 +91,7 @@ class SSD(nn.Module):
         self.extra = nn.ModuleList(_halve(widths[-1]) for _ in range(extra))
         self.sides = prior_sides(len(widths), smallest, largest)
         self.offsets = nn.ModuleList(_conv(c, 4 * len(s)) for c, s in zip(widths, self.sides))
-        self.logits = nn.ModuleList(_conv(c, (1 + num_classes) * len(s)) for c, s in zip(widths, self.sides))
+        self.logits = nn.ModuleList(_logits(c, num_classes, len(s)) for c, s in zip(widths, self.sides))
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         levels = list(features[self.first :])
@@ -203,6 +203,15 @@ def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential
         nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(out_channels),
     )
+
+
+def _logits(in_channels: int, num_classes: int, sides: int) -> nn.Sequential:
+    """Logits that start at three in four for background, as in the loss: to learn this would cost many steps."""
+    conv, norm = _conv(in_channels, (1 + num_classes) * sides)
+    background = torch.zeros(sides, 1 + num_classes)
+    background[:, 0] = math.log(3 * num_classes)
+    norm.bias = nn.Parameter(background.flatten())
+    return nn.Sequential(conv, norm)
 
 
 def _halve(channels: int) -> nn.Sequential:

@@ -239,13 +239,14 @@ class AveragePrecision(Metric):
         """The values, of all classes and of each, where COCO's evaluation gives -1 for one without boxes."""
         nan = torch.tensor(torch.nan)
         values = dict.fromkeys(("map", "map_50", *self.target.metrics), nan)
-        if not len(result.get("classes", ())):
+        classes = result.get("classes", torch.zeros(0)).flatten().tolist()
+        if not classes:
             return values
         # By IoU, recall, class, area of the boxes (of any at first) and number of boxes (100 at last).
         precision = result["precision"][..., 0, -1].float()
         precision = torch.where(precision < 0, torch.nan, precision)
         values |= {"map": precision.nanmean(), "map_50": precision[0].nanmean()}
-        for index, number in enumerate(result["classes"].tolist()):
+        for index, number in enumerate(classes):
             if self.target.metrics:
                 values[self.target.metrics[number]] = precision[0, :, index].nanmean()
         return values
