@@ -47,6 +47,13 @@ def policies(estimator="gumbel"):
     return ms.AdaShare(tasks, "test_convnext", warmup=0.0, curriculum=0.5, estimator=estimator, **optimizers)
 
 
+def cells(**arguments):
+    tasks = make_tasks()
+    optimizers = {"optimizer": SGD, "arch_optimizer": partial(SGD, lr=1.0)}
+    stack = {"channels": 4, "cells": 3, "reductions": [1]}
+    return ms.MTNAS(tasks, relaxation="concrete", **stack, **optimizers, **arguments)
+
+
 def adam(**arguments):
     return ms.MTLNAS(make_tasks(), "test_resnet", relaxation="concrete", single_task=False, **arguments)
 
@@ -85,6 +92,8 @@ CASES = {
     "a backbone": (convnext, partial(one, depth=(0, 3, 4, 7), normals=(1, 2, 3, 4, 5, 6, 7))),
     "policies": (policies, partial(one, depth=(0, 3, 4, 7))),
     "policies by policy gradients": (partial(policies, "reinforce"), partial(one, depth=(0, 3, 4, 7))),
+    "cells": (cells, partial(one, depth=(0, 3, 4, 7))),
+    "cells, second order": (partial(cells, second_order=True), one),
     "norms at work, Adam": (adam, partial(one, depth=(0, 1, 2, 3, 4, 5, 6))),
     "a data set a task": (toy, partial(two, together=False)),
     "a data set a task, together": (toy, partial(two, together=True)),

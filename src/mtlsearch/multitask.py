@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.nn.statistics import average_buffers
 from mtlsearch.optimizers import ADAMW, MakeOptimizer, poly, scaled_optimizer
 from mtlsearch.task import Task, check_tasks
-from mtlsearch.tasks.metrics import shared
+from mtlsearch.tasks.evaluation import Evaluation
 
 Batch = Mapping[str, Any]
 GROUPS = ("weights", "arch")
@@ -75,7 +75,7 @@ class MultiTask(pl.LightningModule):
         self.seed = seed
         self.unpack = unpack
         self.stage = stage
-        self._metrics: Any = nn.ModuleDict({split: _metrics(self.tasks) for split in ("val", "test")})
+        self._metrics: Any = nn.ModuleDict({split: Evaluation(self.tasks) for split in ("val", "test")})
         self._seen: dict[str, Tensor] = {}
 
     # What a kind of training overrides.
@@ -254,10 +254,11 @@ class MultiTask(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         average_buffers(self.net)
-        self._reset_metrics("val")
+        # Not at the end: what Trainer.validate resets there are inference tensors, of no use to a fit.
+        self._metrics["val"].reset()
 
     def on_test_epoch_start(self) -> None:
-        self._reset_metrics("test")
+        self._metrics["test"].reset()
 
     def validation_step(self, batch: Any, batch_index: int) -> None:
         self._evaluate("val", batch)
@@ -278,77 +279,15 @@ class MultiTask(pl.LightningModule):
     def _evaluate(self, split: str, batch: Any) -> None:
         batch = self._checked(batch)
         names = [task.name for task in self.tasks if task.name in batch]
-        predictions = self.net(batch["image"], names)
-        for task in self.tasks:
-            loss, *metrics = self._metrics[split][task.name]
-            if task.name not in names:
-                loss.update(torch.zeros(()), torch.zeros(()))
-                continue
-            prediction, target = predictions[task.name], batch[task.name]
-            loss.update(*task.loss(prediction, target))
-            for metric in metrics:
-                metric.update(prediction.float(), target)
-
-    def _reset_metrics(self, split: str) -> None:
-        # Not at the end: what Trainer.validate resets there are inference tensors, of no use to a fit.
-        for metric in self._metrics[split].modules():
-            if isinstance(metric, Metric):
-                metric.reset()
+        self._metrics[split].update(self.net(batch["image"], names), batch)
 
     def _log_metrics(self, split: str) -> None:
-        total, values = 0.0, {}
-        for task in self.tasks:
-            loss, *metrics = self._metrics[split][task.name]
-            mean = loss.compute()
-            if mean.isfinite():
-                total += task.weight * mean
-                for name, metric in zip(task.metrics, metrics):
-                    value = metric.compute()
-                    if not value.isnan():  # of a class that is not there
-                        values[f"{split}/{task.name}/{name}"] = value
-            elif not self.trainer.sanity_checking:
-                rank_zero_info(f"No finite {split} loss for task {task.name!r}: it has no label there.")
-        values[f"{split}/loss"] = torch.as_tensor(total)
-        self.log_dict(values, sync_dist=dist.is_available() and dist.is_initialized())
-
-
-class MeanLoss(Metric):
-    """The mean of a loss over all labelled entries, from sums and counts."""
-
-    higher_is_better = False
-    full_state_update = False
-    total: Tensor
-    count: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
-
-    def update(self, total: Tensor, count: Tensor) -> None:
-        self.total += total.detach()
-        self.count += count
-
-    def compute(self) -> Tensor:
-        return self.total / self.count
-
-
-def _metrics(tasks: Iterable[Task]) -> nn.ModuleDict:
-    return nn.ModuleDict(
-        {
-            task.name: nn.ModuleList([MeanLoss(), *shared([make() for make in task.metrics.values()])])
-            for task in tasks
-        }
-    )
-
-
-def average_buffers(module: nn.Module) -> None:
-    """Give every process the mean of all processes' buffers: each has running statistics of its own."""
-    if dist.is_available() and dist.is_initialized():
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= dist.get_world_size()
+        values, missing = self._metrics[split].compute()
+        if not self.trainer.sanity_checking:
+            for name in missing:
+                rank_zero_info(f"No finite {split} loss for task {name!r}: it has no label there.")
+        logged = {f"{split}/{name}": value for name, value in values.items()}
+        self.log_dict(logged, sync_dist=dist.is_available() and dist.is_initialized())
 
 
 def _bare(optimizers: Any) -> list[Any]:

@@ -16,9 +16,9 @@ from torch import nn
 from mtlsearch import callbacks, files
 from mtlsearch.architecture import Architecture
 from mtlsearch.cost import backbone_params, cost
-from mtlsearch.multitask import Batch, MultiTask, average_buffers, parts_of
+from mtlsearch.multitask import Batch, MultiTask, parts_of
 from mtlsearch.namespace import check_trainer, pl, rank_zero_info
-from mtlsearch.nn.statistics import recompute_statistics
+from mtlsearch.nn.statistics import average_buffers, recompute_statistics
 from mtlsearch.searcher import Searcher
 from mtlsearch.task import Task, metric_directions
 

@@ -1,10 +1,11 @@
-"""BatchNorm's running statistics, computed anew."""
+"""BatchNorm's running statistics: computed anew, and the same on every process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -48,6 +49,15 @@ def recompute_statistics(network: nn.Module, batches: Iterable[tuple[Tensor, Seq
             branch_norm.average(False)
         for module, mode in modes.items():
             module.training = mode
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Give every process the mean of all processes' buffers: each has running statistics of its own."""
+    if dist.is_available() and dist.is_initialized():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= dist.get_world_size()
 
 
 class _Count:
