@@ -8,10 +8,12 @@ from torch import nn
 import mtlsearch as ms
 from mtlsearch import stages
 from mtlsearch.data.module import TaskData
+from mtlsearch.nn.mixed import MixedCell
 from mtlsearch.nn.operations import OPERATIONS
 from mtlsearch.search import fit as fit_stage
 from mtlsearch.searchers.cell_search import CellSearch
 from mtlsearch.searchers.cell_supernet import CellSupernet
+from mtlsearch.searchers.cell_training import convert
 from mtlsearch.searchers.genotypes import HANDMADE
 from mtlsearch.testing import check_searcher
 from tiny import SGD, Killed, Stop, TinyData, copy_state, differing, make_tasks, make_trainer
@@ -142,7 +144,7 @@ def test_stages_hand_on_cells_and_weights():
 @pytest.mark.parametrize(("partial", "low", "high"), [(1, 99, 100), (2, 1, 95)])
 def test_how_many_weights_fit_is_said(partial, low, high, monkeypatch):
     said = []
-    monkeypatch.setattr("mtlsearch.searchers.mtnas.rank_zero_info", said.append)
+    monkeypatch.setattr("mtlsearch.searchers.cell_training.rank_zero_info", said.append)
     searcher = make(partial=partial, channels=8, search_branches=False, presearch=False)
     searcher.next_stage(searcher)
     (line,) = said
@@ -392,3 +394,29 @@ def test_a_wrong_argument_is_named(settings, message):
 def test_no_task_is_called_backbone():
     with pytest.raises(ValueError, match="cannot be called 'backbone'"):
         make([ms.tasks.depth("backbone")])
+
+
+# BatchNorm over several processes
+
+
+def test_synchronised_norms_evaluate_as_before_and_mixed_cells_keep_theirs():
+    searcher = make()
+    net = searcher.net.eval()
+    image = torch.rand(2, 3, 32, 32)
+    before, state = net(image), copy_state(net)
+    convert(net)
+    kinds = {type(norm) for norm in net.network.trunk.stem.modules() if hasattr(norm, "running_mean")}
+    assert kinds == {nn.SyncBatchNorm}
+    mixed = [part for part in net.modules() if isinstance(part, MixedCell)]
+    assert mixed and not any(isinstance(part, nn.SyncBatchNorm) for cell in mixed for part in cell.modules())
+    assert not differing(state, copy_state(net))
+    for name, prediction in net(image).items():
+        assert torch.equal(prediction, before[name])
+
+
+def test_nothing_is_synchronised_on_a_cpu():
+    searcher = make()
+    make_trainer(1, limit_val_batches=0).fit(
+        searcher, datamodule=searcher.train_data(TinyData(searcher.tasks))
+    )
+    assert not any(isinstance(part, nn.SyncBatchNorm) for part in searcher.modules())

@@ -15,6 +15,7 @@ from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.operations import OPERATIONS
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.cell_supernet import CellSupernet
+from mtlsearch.searchers.cell_training import synchronize
 from mtlsearch.searchers.cells import KINDS
 from mtlsearch.task import Task
 
@@ -81,6 +82,10 @@ class CellSearch(Searcher):
         self.register_buffer("unchanged", torch.zeros((), dtype=torch.long))
         self.register_buffer("stopped", torch.zeros((), dtype=torch.bool))
         self.register_buffer("genotype", self._genotype())
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            synchronize(self.net, self.trainer)
 
     # The data and the schedule.
 

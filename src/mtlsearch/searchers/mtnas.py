@@ -12,17 +12,17 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
 from mtlsearch.multitask import MultiTask
-from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.categorical import relaxation_of
 from mtlsearch.nn.gates import Relaxation
 from mtlsearch.optimizers import MakeOptimizer
 from mtlsearch.searchers.cell_search import CellSearch
 from mtlsearch.searchers.cell_supernet import CellSupernet, random_cells
+from mtlsearch.searchers.cell_training import CellTraining, Inheritance
 from mtlsearch.searchers.cells import BACKBONE, Cells, CellsArchitecture, cells_architecture
 from mtlsearch.searchers.genotypes import HANDMADE
 from mtlsearch.task import Task, check_tasks
@@ -158,7 +158,7 @@ class MTNAS(CellSearch):
         self._cells: dict[str, Cells | None] = dict(found)
         if backbone is None:
             self._cells[BACKBONE] = HANDMADE
-        self._weights: dict[str, Tensor] = {}
+        self._inheritance = Inheritance()
         self._finalists: list[tuple[CellsArchitecture, MultiTask]] = []
 
     # The stages.
@@ -214,7 +214,7 @@ class MTNAS(CellSearch):
         """The search space of the backbone, with the branches that were found and all weights that fit."""
         fixed = {owner: cells for owner, cells in self._cells.items() if owner not in self.searched}
         supernet = CellSupernet(self.tasks, self.searched, fixed, **self.space)
-        self._take_over("backbone", supernet)
+        self._inheritance.hand_to(supernet, "backbone")
         return supernet
 
     def _pretrain(self) -> MultiTask:
@@ -222,8 +222,8 @@ class MTNAS(CellSearch):
         tasks = list(auxiliary.tasks)
         cells = {BACKBONE: self._cells[BACKBONE], **dict.fromkeys((task.name for task in tasks), None)}
         network = cells_architecture(tasks, cells, self.layout).build(tasks)
-        self._take_over("pretrain", network)
-        return Auxiliary(network, tasks, auxiliary, **self._finetuning("pretrain"))
+        self._inheritance.hand_to(network, "pretrain")
+        return CellTraining(network, tasks, datamodule=auxiliary, **self._finetuning("pretrain"))
 
     def _finetune(self, stage: str) -> MultiTask:
         backbone = self._backbone[0]
@@ -235,8 +235,8 @@ class MTNAS(CellSearch):
         architecture = cells_architecture(self.tasks, cells, self.layout, spec)
         network = architecture.build(self.tasks, backbone.again() if backbone is not None else None)
         if self.method != "random":
-            self._take_over(stage, network)
-        module = MultiTask(network, self.tasks, **self._finetuning(stage))
+            self._inheritance.hand_to(network, stage)
+        module = CellTraining(network, self.tasks, **self._finetuning(stage))
         self._finalists.append((architecture, module))
         return module
 
@@ -262,42 +262,17 @@ class MTNAS(CellSearch):
             if stage.startswith("branch_"):
                 name = stage.removeprefix("branch_")
                 self._cells[name] = found[name]
-                self._keep(finished.net, ("paths", "branches", "heads"))
+                self._inheritance.keep(finished.net, ("paths", "branches", "heads"))
             elif stage == "presearch":
                 if self.method == "proxy":
                     self._cells = dict.fromkeys(self._cells, found[BACKBONE])
                 self._cells[BACKBONE] = found[BACKBONE]
-                self._keep(finished.net, ("trunk",))
+                self._inheritance.keep(finished.net, ("trunk",))
             else:
                 self._cells |= found
-                self._keep(finished.net, ("trunk", "paths", "branches", "heads"))
+                self._inheritance.keep(finished.net, ("trunk", "paths", "branches", "heads"))
         elif stage == "pretrain":
-            own = finished.net.state_dict()
-            self._weights |= {name: value for name, value in own.items() if name.startswith("trunk.")}
-
-    def _keep(self, supernet: CellSupernet, parts: Sequence[str]) -> None:
-        """The weights of these parts, of the search space and of the network derived from it."""
-        for name, value in supernet.derived_weights().items():
-            if name.startswith(tuple(f"{part}." for part in parts)):
-                self._weights |= {name: value, f"network.{name}": value}
-        kept = (f"gates.{BACKBONE}.", *(f"network.{part}." for part in parts))
-        own = supernet.state_dict()
-        self._weights |= {name: value for name, value in own.items() if name.startswith(kept)}
-
-    def _take_over(self, stage: str, module: nn.Module) -> None:
-        """Copy the kept weights that fit, and say how many did."""
-        own = module.state_dict()
-        fitting = {k: v for k, v in self._weights.items() if k in own and own[k].shape == v.shape}
-        if not fitting:
-            return
-        module.load_state_dict(fitting, strict=False)
-        parameters = dict(module.named_parameters())
-        taken = sum(parameters[name].numel() for name in fitting if name in parameters)
-        total = sum(parameter.numel() for parameter in parameters.values())
-        rank_zero_info(
-            f"{stage}: starts from {taken:,} of its {total:,} parameters as they were searched, "
-            f"{100 * taken / total:.0f} %."
-        )
+            self._inheritance.keep(finished.net, ("trunk",))
 
     # What the search ends in.
 
@@ -314,18 +289,6 @@ class MTNAS(CellSearch):
         if not self._finalists:
             return super().finalists()
         return [(architecture, module.network()) for architecture, module in self._finalists]
-
-
-class Auxiliary(MultiTask):
-    """Training on data of its own."""
-
-    def __init__(self, network: nn.Module, tasks: Sequence[Task], datamodule: Any, **training: Any) -> None:
-        super().__init__(network, tasks, **training)
-        self._datamodule = (datamodule,)
-
-    def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
-        own: pl.LightningDataModule = self._datamodule[0]
-        return own
 
 
 def _plan(
