@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -58,3 +59,28 @@ class PlainCell(nn.Module):
         whole = torch.cat([mixed, past], dim=1)
         batch, _, height, width = whole.shape
         return whole.view(batch, self.partial, seen, height, width).transpose(1, 2).reshape(whole.shape)
+
+
+def paired_gradients(cell: MixedCell, plain: PlainCell) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name of each gradient, the mixed cell's and the plain one's."""
+    mirror = copy.deepcopy(cell)
+    for parameter, own in zip(mirror.parameters(), cell.parameters()):
+        parameter.data = torch.zeros_like(own) if own.grad is None else own.grad
+    for edge in range(len(EDGES)):
+        for name, op in zip(OPERATIONS, plain.operations[edge]):
+            state = mirror.state(edge, name)
+            for key, parameter in op.named_parameters():
+                yield f"{edge} {name} {key}", state[key], parameter.grad
+    for key, parameter in plain.prepare.named_parameters():
+        yield key, cell.prepare.get_parameter(key).grad, parameter.grad
+
+
+def paired_statistics(cell: MixedCell, plain: PlainCell) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The name of each buffer, the mixed cell's and the plain one's."""
+    for edge in range(len(EDGES)):
+        for name, op in zip(OPERATIONS, plain.operations[edge]):
+            state = cell.state(edge, name)
+            for key, buffer in op.named_buffers():
+                yield f"{edge} {name} {key}", state[key], buffer
+    for key, buffer in plain.prepare.named_buffers():
+        yield key, cell.prepare.get_buffer(key), buffer
