@@ -90,6 +90,16 @@ def test_curves_have_a_row_an_epoch_for_all_stages(tmp_path):
         assert all(float(row[name]) >= 0 for row in found)
 
 
+def test_curves_have_what_the_module_logs_at_the_end_of_the_same_epoch(tmp_path):
+    class Late(ToySearcher):
+        def on_train_epoch_end(self):
+            super().on_train_epoch_end()
+            self.log("arch/epoch", float(self.current_epoch))
+
+    fit(Late(), Curves(tmp_path / "metrics.csv", "search"))
+    assert [row["arch/epoch"] for row in rows(tmp_path / "metrics.csv")] == ["0.0", "1.0"]
+
+
 def test_curves_drop_the_rows_of_epochs_that_are_done_again_and_keep_the_others(tmp_path):
     path, checkpoint = tmp_path / "metrics.csv", tmp_path / "last.ckpt"
     fit(ToySearcher(), Curves(path, "before"), max_epochs=1)

@@ -74,8 +74,11 @@ class Clock(pl.Callback):
         self.seconds = state_dict["seconds"]
 
 
-class Curves(pl.Callback):
-    """One row an epoch of all that was logged, in one CSV file for all stages of a run."""
+class Curves(pl.callbacks.Checkpoint):
+    """One row an epoch of all that was logged, in one CSV file for all stages of a run.
+
+    Being a Checkpoint it comes after the module's own end of an epoch, and sees what is logged there.
+    """
 
     def __init__(self, path: Path, stage: str) -> None:
         self.path = path

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,9 +32,9 @@ PROGRESS = {
 
 @styled
 def curves(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """Losses, validation metrics and the search's progress over the steps of all stages, laid end to end.
+    """Losses, validation metrics and the search's progress over the steps of stages, laid end to end.
 
-    A panel begins with the first stage that has a value for it and ends with the last one.
+    A panel has the stages that have a value for it.
 
     Args:
         rows: the rows of a `metrics.csv` by column: `step`, `stage`, `train/weights/TASK`, `train/arch/TASK`,
@@ -47,23 +47,21 @@ def curves(rows: Sequence[Mapping[str, str]]) -> Figure:
     stages: dict[str, list[Mapping[str, str]]] = {}
     for row in rows:
         stages.setdefault(row.get("stage") or "", []).append(row)
-    # A stage counts its steps from zero.
-    ends = np.cumsum([0.0] + [max(float(row["step"]) for row in part) for part in stages.values()])
     width, inches = (min(2, len(drawn)), 4.2) if len(drawn) <= 6 else (3, 3.1)
     height = math.ceil(len(drawn) / width)
     figure = Figure(figsize=(inches * width, 2.6 * height))
     for index, (title, unit, series) in enumerate(drawn):
         axes = figure.add_subplot(height, width, index + 1)
-        filled = []
-        for stage, (start, part) in enumerate(zip(ends, stages.values())):
+        found = {stage: part for stage, part in stages.items() if _points(part, series.values())} or stages
+        # A stage counts its steps from zero.
+        ends = np.cumsum([0.0] + [max(float(row["step"]) for row in part) for part in found.values()])
+        for start, part in zip(ends, found.values()):
             for label, name in series.items():
-                points = [(start + float(row["step"]), float(row[name])) for row in part if row.get(name)]
-                points = [point for point in points if math.isfinite(point[1])]
+                points = [(start + step, value) for step, value in _points(part, [name])]
                 _draw_series(axes, points, SERIES.get(label, CHOSEN))
-                filled += [stage] if points else []
-        first, last = (filled[0], filled[-1]) if filled else (0, len(stages) - 1)
-        _mark_stages(axes, list(stages)[first : last + 1], ends[first : last + 2].tolist(), 0.08 / inches)
-        axes.set_title(title, loc="left", pad=16)
+        names = [words(stage.removesuffix(f"_{title}")) for stage in found]
+        lines = _mark_stages(axes, names, ends.tolist(), 0.08 / inches)
+        axes.set_title(title, loc="left", pad=6 + 10 * lines)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(unit)
     used = {label for _, _, series in drawn for label in series}
@@ -93,6 +91,12 @@ def panels(names: Sequence[str]) -> list[Panel]:
     return [panel for panel in found if panel[2]]
 
 
+def _points(rows: Sequence[Mapping[str, str]], names: Iterable[str]) -> list[tuple[float, float]]:
+    """The finite values in these columns, each with its step."""
+    points = [(float(row["step"]), float(row[name])) for row in rows for name in names if row.get(name)]
+    return [point for point in points if math.isfinite(point[1])]
+
+
 def _draw_series(axes: Axes, points: Sequence[tuple[float, float]], colour: str) -> None:
     """A line; a long one pale, with its running mean over a twentieth of its length."""
     if not points:
@@ -108,29 +112,36 @@ def _draw_series(axes: Axes, points: Sequence[tuple[float, float]], colour: str)
     axes.plot(steps[window // 2 :][: len(mean)], mean, color=colour)
 
 
-def _mark_stages(axes: Axes, names: Sequence[str], ends: Sequence[float], letter: float) -> None:
+def _mark_stages(axes: Axes, names: Sequence[str], ends: Sequence[float], letter: float) -> int:
     """The stages' names above the axes, the first at the left, the last at the right; lines between them.
 
-    Where names would overlap, those of longer stages stay.
+    What would overlap goes to a second line, or where that is full away: names of longer stages stay.
 
     Args:
         axes: what to mark.
         names: the stages' names.
         ends: where the first begins, then where each ends.
         letter: the width of a letter, as a share of the axes' width.
+
+    Returns:
+        How many lines the names take.
     """
     above = axes.get_xaxis_transform()
     length = max(ends[-1] - ends[0], 1)
-    taken: list[tuple[float, float]] = []
+    taken: list[list[tuple[float, float]]] = [[], []]
     for index in sorted(range(len(names)), key=lambda index: ends[index] - ends[index + 1]):
-        name, start, end = words(names[index]), ends[index], ends[index + 1]
+        name, start, end = names[index], ends[index], ends[index + 1]
         side = "left" if index == 0 else "right" if index == len(names) - 1 else "center"
         place = {"left": start, "right": end, "center": (start + end) / 2}[side]
         wide = (len(name) + 1) * letter * length
         left = place - wide * {"left": 0, "right": 1, "center": 0.5}[side]
-        if all(left + wide <= other or left >= other_end for other, other_end in taken):
-            taken.append((left, left + wide))
-            axes.text(place, 1.03, name, transform=above, fontsize=7.5, color="#666666", ha=side)
+        for line, others in enumerate(taken):
+            if all(left + wide <= other or left >= other_end for other, other_end in others):
+                others.append((left, left + wide))
+                style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7.5, "color": "#666666"}
+                axes.annotate(name, (place, 1), (0, 4 + 10 * line), xycoords=above, ha=side, **style)
+                break
         if index:
             axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
     axes.set_xlim(ends[0], ends[0] + length)
+    return sum(map(bool, taken))

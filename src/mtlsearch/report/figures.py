@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from mtlsearch import files
+from mtlsearch.report.cells import cells, operations, owners, searches
 from mtlsearch.report.curves import curves, panels
 from mtlsearch.report.policies import policy_map, task_correlation
 from mtlsearch.report.sheet import predictions
@@ -25,7 +26,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["curves", "fusion", "histograms", "policy_map", "predictions", "task_correlation", "write"]
+__all__ = [
+    "cells",
+    "curves",
+    "fusion",
+    "histograms",
+    "operations",
+    "policy_map",
+    "predictions",
+    "task_correlation",
+    "write",
+]
 
 BINS = 25
 SHOWN = 4  # images on the sheet of predictions
@@ -177,9 +188,13 @@ def write(
                 drawn["policy"] = policy_map(architecture)
             if len(architecture["tasks"]) > 1 and not found <= {0.0, 1.0}:  # they were searched
                 drawn["correlation"] = task_correlation(architecture)
+        if architecture["kind"] == "cells" and owners(architecture):
+            drawn["cells"] = cells(architecture)
     if (path := run_dir / "metrics.csv").exists():
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+        if searches(rows):
+            drawn["operations"] = operations(rows)
         if rows and panels(list(rows[0])):
             drawn["curves"] = curves(rows)
     if network is not None and batch is not None:

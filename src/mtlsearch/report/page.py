@@ -12,6 +12,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from mtlsearch import files
+from mtlsearch.report.cells import layout
 from mtlsearch.report.markup import Best, document, figure, section, table
 from mtlsearch.report.tables import (
     COSTS,
@@ -40,11 +41,18 @@ grey arrows are candidates that were left out. Every pair of tasks has a panel."
 the likelier it is that the task selects it. The outlined ones are selected, the rest are skipped.""",
     "correlation": """The cosine similarity of two tasks' selection probabilities: at 1 both favour the same
 blocks to the same degree. It is not defined (–) for a task whose probabilities are all 0.""",
+    "cells": """The cells of the backbone and of each task's branch. A node adds up two operations on its inputs,
+which are the outputs of the two cells before (at the left) and earlier nodes; thin lines join the nodes into the
+cell's output.
+A full line is 3x3 or maximum, a dashed one 5x5 or average. Reduction cells halve the resolution; a branch for
+every pixel has none, though one was found for it.""",
+    "operations": """The probability of each operation, its mean over the edges of a cell, after each epoch of each
+search. All begin at 0.125; what leads at an edge may be none, which is left out when the cell is made.""",
     "probabilities": """How many candidate edges ended at which probability. The more of them lie at 0 or 1,
 the less is lost when an edge is either taken or not; those right of the dotted line are more likely in than
 out.""",
     "curves": """Losses, the first validation metric of each task and the search's progress over the steps
-of all stages, laid end to end; a dotted line marks where a stage starts. Of long series the running
+of the stages that have them, laid end to end; a dotted line marks where a stage starts. Of long series the running
 mean is strong and single values are pale. At an entropy of 0.69 nat nothing is decided, at 0 all is.""",
 }
 SPREAD = ("mean ± deviation", "lowest", "highest")
@@ -60,7 +68,7 @@ def write(run_dir: str | Path) -> Path:
         _comparison(metrics),
         _spread(metrics),
         _retrained(metrics),
-        *_figures(run_dir / "figures"),
+        *_figures(run_dir / "figures", architecture),
         _cost(metrics),
         _seconds(metrics),
         _origin(_text(run_dir / ".hydra" / "overrides.yaml"), config),
@@ -172,12 +180,15 @@ def _retrained(metrics: Metrics) -> str:
     return section("Retrained samples", content and f'<div class="pair">{content}</div>', note)
 
 
-def _figures(folder: Path) -> list[str]:
+def _figures(folder: Path, architecture: Mapping[str, Any]) -> list[str]:
     """A section for every figure, those that every run has first."""
     paths = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    captions = dict(CAPTIONS)
+    if architecture.get("kind") == "cells":
+        captions["cells"] = f"{layout(architecture)} {captions['cells']}"
     order = [name for name in CAPTIONS if name in paths] + [name for name in paths if name not in CAPTIONS]
     return [
-        figure(words(name).capitalize(), paths[name].read_bytes(), CAPTIONS.get(name, "")) for name in order
+        figure(words(name).capitalize(), paths[name].read_bytes(), captions.get(name, "")) for name in order
     ]
 
 
