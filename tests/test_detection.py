@@ -12,14 +12,21 @@ import torch
 from torch import nn
 from torchmetrics.detection import MeanAveragePrecision
 
-from mtlsearch.multitask import MultiTask
+import mtlsearch as ms
+from mtlsearch import predict
 from mtlsearch.nn import detection as parts
 from mtlsearch.nn import heads
+from mtlsearch.report.boxes import draw_boxes
 from mtlsearch.report.delta import delta_m
+from mtlsearch.report.labels import overlays
+from mtlsearch.report.sheet import predictions
+from mtlsearch.searcher import halved
 from mtlsearch.task import has_labels, metric_directions
 from mtlsearch.tasks import detection, from_spec
 from mtlsearch.tasks.detection import AveragePrecision, assign, match, ssd_loss
+from mtlsearch.tasks.evaluation import Evaluation
 from mtlsearch.tasks.metrics import shared
+from tiny import BoxData, make_tasks, make_trainer
 
 SHAPES = ["box", "ball", "cone"]
 NAN = math.nan
@@ -399,15 +406,14 @@ def test_the_parts_of_a_metric_work_once(monkeypatch):
             AveragePrecision, name, lambda self, *a, n=name, f=whole: (calls.append(n), f(self, *a))[1]
         )
     prediction = perfect(LABELS, grid())
-    module = MultiTask(nn.Identity(), [task])
-    _, *metrics = module._metrics["val"]["detection"]
-    _, *others = module._metrics["test"]["detection"]
-    for metric in metrics * 2:
+    evaluation = Evaluation([task])
+    metrics, others = evaluation.metrics["detection"], Evaluation([task]).metrics["detection"]
+    for metric in [*metrics] * 2:
         metric.update(prediction, LABELS)
     assert [metric.compute().item() for metric in metrics] == pytest.approx([1.0] * 5)
     assert calls == ["update", "update", "compute"]
     assert metrics[0].whole is metrics[-1].whole is not others[0].whole
-    module._reset_metrics("val")
+    evaluation.reset()
     assert not len(metrics[1].whole.images)
     alone = list(task.metrics.values())[-1]()  # one of them is a metric by itself
     alone.update(prediction, LABELS)
@@ -474,3 +480,130 @@ def test_task_survives_json_and_pickle():
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         from_spec("detection", {"kind": "detection", "arguments": arguments})
+
+
+# Training
+
+
+def pair(**arguments):
+    return [detection(num_classes=2, class_names=["dark", "light"], **arguments), *make_tasks("semantic")]
+
+
+@pytest.mark.parametrize("baseline", [ms.SingleTask, ms.HardSharing])
+def test_baselines_train_evaluate_derive_and_load(baseline, tmp_path):
+    """Every second image lacks boxes, the others have no classes of pixels."""
+    data = BoxData(pair(), missing={"detection": range(0, 8, 2), "semantic": range(1, 8, 2)})
+    searcher = baseline(data.tasks, "test_resnet", seed=0)
+    result = ms.search(searcher, data, trainer=lambda stage: make_trainer(1), dir=tmp_path)
+    content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    for split in ("val", "test"):
+        assert set(content[split]["detection"]) <= {"map", "map_50", "map_50_dark", "map_50_light"}
+        assert all(0 <= value <= 1 for value in content[split]["detection"].values())
+    assert content["cost"]["per_task"]["detection"]["macs"] > 0
+    assert content["directions"]["detection"]["map_50_light"] is True
+    spec = json.loads((tmp_path / "architecture.json").read_text())["tasks"]["detection"]
+    assert spec == data.tasks[0].spec
+    image = torch.rand(2, 3, 33, 47)
+    network = ms.load(tmp_path)
+    assert torch.equal(network(image)["detection"], result.network.eval()(image)["detection"])
+
+
+def test_a_class_without_boxes_has_no_number():
+    data = BoxData([detection(num_classes=3, class_names=["dark", "light", "none"])])
+    trainer = make_trainer(1)
+    trainer.fit(ms.HardSharing(data.tasks, "test_resnet"), data)
+    logged = {name for name in trainer.callback_metrics if name.startswith("val/detection/")}
+    assert logged == {f"val/detection/{name}" for name in ("map", "map_50", "map_50_dark", "map_50_light")}
+
+
+def test_a_search_halves_batches_of_boxes():
+    data = BoxData(pair())
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    first, second = halved(batch)
+    assert first["detection"] == batch["detection"][:2] and second["detection"] == batch["detection"][2:]
+    searcher = ms.MTLNAS(data.tasks, "test_resnet", single_task=False)
+    before = [p.detach().clone() for p in searcher.net.arch_parameters()]
+    make_trainer(1, limit_val_batches=0).fit(searcher, data)
+    assert all((a != b).any() for a, b in zip(before, searcher.net.arch_parameters()) if a.numel())
+
+
+def test_a_small_network_learns_to_find_a_rectangle():
+    """In 60 steps the loss of the same four images falls below a third."""
+    torch.manual_seed(0)
+    data = BoxData([detection(num_classes=2)], batch_size=8)
+    data.setup()
+    batch = data.collate(data.samples("train"))
+    task, network = data.tasks[0], ms.HardSharing(data.tasks, "test_resnet").net
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        total, count = task.loss(network(batch["image"], ["detection"])["detection"], batch["detection"])
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+        losses.append((total / count).item())
+    assert losses[-1] < losses[0] / 3
+
+
+# Pictures
+
+
+def test_boxes_are_drawn_where_they_are():
+    target, image = make().target, np.full((32, 64, 3), 50, np.uint8)
+    picture = draw_boxes(target, image, label((8, 4, 24, 28, 1)))
+    assert picture.shape == (256, 512, 3) and picture.dtype == np.uint8
+    changed = np.argwhere((picture != 50).any(axis=2))
+    assert changed.min(axis=0).tolist() == [4 * 8, 8 * 8]
+    assert changed[:, 0].max() == 28 * 8 - 1
+    assert (picture[28 * 8 - 1, 100] == target_colour(1)).all()
+    assert (draw_boxes(target, image, label()) == 50).all()
+
+
+def target_colour(number):
+    return ms.tasks.segmentation(num_classes=5).target.picture(np.array([[number]]))[0, 0]
+
+
+def test_only_sure_boxes_are_drawn():
+    target, image = make().target, np.full((300, 300, 3), 50, np.uint8)
+    both = {**label((10, 10, 90, 90, 0), (150, 150, 250, 250, 1)), "scores": torch.tensor([0.9, 0.1])}
+    picture = draw_boxes(target, image, both)
+    assert picture.shape == image.shape
+    assert (picture[10:90, 10:90] != 50).any() and (picture[100:] == 50).all()
+    empty = {"boxes": torch.tensor([[5.0, 5, 5, 5]]), "labels": torch.tensor([0]), "scores": torch.ones(1)}
+    assert (draw_boxes(target, image, empty) != 50).any()
+
+
+def test_sheets_show_boxes_beside_other_tasks(tmp_path):
+    data = BoxData(pair())
+    samples = data.samples("train")[:3]
+    samples[1]["detection"] = None
+    figure = overlays(data.tasks, [("train", sample) for sample in samples])
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "detection", "semantic"]
+    assert [text.get_text() for text in figure.axes[4].texts] == ["unlabelled"]
+    figure.savefig(tmp_path / "labels.png")
+    batch = ms.data.Collate({task.name: task.target for task in data.tasks})(samples)
+    network = ms.HardSharing(data.tasks, "test_resnet").net.eval()
+    figure = predictions(network, data.tasks, batch)
+    titles = [axes.get_title() for axes in figure.axes[:5]]
+    assert titles[1:3] == ["detection\nground truth", "detection\nprediction"] and "semantic" in titles[3]
+    figure.savefig(tmp_path / "sheet.png")
+    del batch["detection"]
+    predictions(network, data.tasks, batch)
+
+
+def test_predict_writes_boxes_in_the_pixels_of_the_image():
+    priors, task = grid(), make()
+    image = np.zeros((64, 96, 3), np.uint8)
+
+    def network(batch, names):
+        assert batch.shape[-2:] == (32, 32) and names == ["detection"]
+        return {"detection": perfect(LABELS[:1], priors)}
+
+    output = predict.infer(network, image, [task], (32, 32))["detection"]
+    written = dict(predict.render(task, output, image))
+    assert set(written) == {"detection.json", "detection_overlay.png"}
+    boxes = {row["class"]: row for row in json.loads(written["detection.json"])["boxes"]}
+    assert boxes["box"]["box"] == pytest.approx([6, 6, 33, 28], abs=0.02)
+    assert boxes["cone"]["box"] == pytest.approx([54, 32, 90, 62], abs=0.02)
+    assert boxes["cone"]["score"] > 0.99

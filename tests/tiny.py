@@ -100,6 +100,28 @@ class TinyData(ms.data.TaskData):
         return samples
 
 
+class BoxData(TinyData):
+    """Made-up samples with boxes too: the first of three images has none, the next a black one, the last both a
+    black and a white one."""
+
+    def samples(self, split: str) -> list[dict[str, Any]]:
+        samples = [make_sample([len(split), i]) for i in range(self.sizes[split])]
+        for number, sample in enumerate(samples):
+            rng = np.random.default_rng([len(split), number])
+            rows = []
+            for kind in range(number % 3):  # the first image has no box
+                x, y = rng.integers(0, 20, 2)
+                width, height = rng.integers(6, 13, 2)
+                sample["image"][y : y + height, x : x + width] = (0, 255)[kind]
+                rows.append((x, y, x + width, y + height))
+            boxes = np.array(rows, dtype=np.float32).reshape(-1, 4)
+            sample["detection"] = {"boxes": boxes, "labels": np.arange(len(rows))}
+            for task, indices in self.missing.items():
+                if split == "train" and number in indices:
+                    sample[task] = None
+        return samples
+
+
 @dataclass(frozen=True)
 class ToyArchitecture(ms.Architecture):
     """For each task, whether it reads the extra layer."""

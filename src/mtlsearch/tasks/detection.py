@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.detection import MeanAveragePrecision
+from torchmetrics.utilities import dim_zero_cat
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from mtlsearch.nn import heads
@@ -223,7 +224,7 @@ class AveragePrecision(Metric):
     def compute(self) -> dict[str, Tensor]:
         # Not over processes again: the images are those of all.
         measure = MeanAveragePrecision(extended_summary=True, sync_on_compute=False)
-        images = torch.cat([*self.images]).cpu() if len(self.images) else torch.zeros(0)
+        images = dim_zero_cat(self.images).cpu() if len(self.images) else torch.zeros(0)
         while len(images):
             count, true_count = images[:2].long().tolist()
             sizes = [2, 4 * count, count, count, 4 * true_count, true_count]
