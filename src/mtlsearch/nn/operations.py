@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 OPERATIONS = (
     "none",
@@ -91,6 +94,37 @@ class ReLUConvBN(nn.Sequential):
             nn.BatchNorm2d(out_channels, affine=affine),
         )
 
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(x)  # type: ignore[no-any-return]
+        normed: Tensor = self[2](relu_conv(x, self[1].weight))  # type: ignore[arg-type]
+        return normed
+
+
+def relu_conv(x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution, without padding, of ReLU(x), which keeps `x` for the backward pass but not ReLU(x)."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x, weight = (t.to(torch.get_autocast_dtype(device)) for t in (x, weight))
+    result: Tensor = _ReLUConv.apply(x, weight)
+    return result
+
+
+class _ReLUConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x.relu(), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        no, mask = [0, 0], [*ctx.needs_input_grad, False]
+        convolution = torch.ops.aten.convolution_backward
+        back, of_weight, _ = convolution(grad, x.relu(), weight, None, [1, 1], no, [1, 1], False, no, 1, mask)
+        return None if back is None else torch.ops.aten.threshold_backward(back, x, 0), of_weight
+
 
 class FactorizedReduce(nn.Module):
     """ReLU, two 1x1 convolutions of stride 2, one of them a pixel further right and down, side by side, and BN.
@@ -105,8 +139,12 @@ class FactorizedReduce(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        even, odd = even_and_odd(F.relu(x))
-        normed: Tensor = self.norm(torch.cat([self.even(even), self.odd(odd)], dim=1))
+        even, odd = even_and_odd(x)
+        if self.training and torch.is_grad_enabled():
+            parts = [relu_conv(even, self.even.weight), relu_conv(odd, self.odd.weight)]
+        else:
+            parts = [self.even(even.relu()), self.odd(odd.relu())]
+        normed: Tensor = self.norm(torch.cat(parts, dim=1))
         return normed
 
 
