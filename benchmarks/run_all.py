@@ -18,7 +18,7 @@ from report import show
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-BENCHMARKS = ["fusion", "paths", "entropy", "trade_off", "policies"]
+BENCHMARKS = ["fusion", "paths", "cells", "entropy", "trade_off", "policies"]
 
 
 def section(name: str) -> str:
