@@ -160,7 +160,7 @@ class CellSupernet(Supernet):
                     self._drawn[key] = (gate(), gate.edges())
                 else:
                     owner = next(owner for owner, own in self.searched.items() if own == name)
-                    cells = cells_of(gates).cells_of(owner)
+                    cells = CellsArchitecture.of(gates).cells_of(owner)
                     if cells is None:
                         raise ValueError(f"The architecture has no cells of {owner!r}.")
                     self._drawn[key] = (hard(cells[kind], gate.logits), None)
@@ -195,7 +195,7 @@ class CellSupernet(Supernet):
 
         With partial channels a derived cell's operations are larger than the searched ones: they start anew.
         """
-        chosen = cells_of(architecture)
+        chosen = CellsArchitecture.of(architecture)
         derived = {}
         for cell in self.network.modules():
             if isinstance(cell, SearchedCell):
@@ -214,12 +214,6 @@ class CellSupernet(Supernet):
             anew = tuple(f"{name}.operations." for name in cells)
         state = self.extract(self.derive()).state_dict()
         return {name: value for name, value in state.items() if not name.startswith(anew)}
-
-
-def cells_of(architecture: Architecture) -> CellsArchitecture:
-    if not isinstance(architecture, CellsArchitecture):
-        raise ValueError(f"An architecture of kind {architecture.kind!r} is not of this search space.")
-    return architecture
 
 
 def hard(pairs: Sequence[Sequence[Any]], like: Tensor) -> Tensor:
