@@ -3,7 +3,7 @@ import torch
 
 from mtlsearch.nn.cells import EDGES, NODES, Cell, check_pairs, derive_pairs
 from mtlsearch.nn.mixed import MixedCell
-from mtlsearch.nn.operations import OPERATIONS, operation
+from mtlsearch.nn.operations import OPERATIONS, FactorizedReduce, ReLUConvBN, even_and_odd, operation
 from mtlsearch.searcher import frozen_statistics
 from plain_cells import PlainCell, paired_gradients, paired_statistics
 
@@ -76,6 +76,22 @@ def test_factorized_reduction_loses_no_pixel_of_the_diagonal():
     assert seen[0][0, 1].tolist() == [[10, 0], [0, 0]]  # pixel 5, and what is outside
 
 
+@pytest.mark.parametrize("module", [ReLUConvBN(3, 4), ReLUConvBN(3, 4, 3), FactorizedReduce(3, 4)])
+def test_a_preparation_is_its_parts_in_values_and_gradients(module):
+    module.double()
+    x = torch.randn(2, 3, 7, 5, dtype=torch.double, requires_grad=True)
+    ours = module.train()(x)
+    if isinstance(module, ReLUConvBN):
+        theirs = torch.nn.Sequential(*module)(x)
+    else:
+        even, odd = even_and_odd(x.relu())
+        theirs = module.norm(torch.cat([module.even(even), module.odd(odd)], 1))
+    pull = torch.randn_like(ours)
+    leaves = [x, *module.parameters()]
+    gradients = [torch.autograd.grad((output * pull).sum(), leaves) for output in (ours, theirs)]
+    assert close(ours, theirs) and all(close(a, b) for a, b in zip(*gradients))
+
+
 def test_an_unknown_operation_is_refused_by_name():
     with pytest.raises(ValueError, match=r"no operation 'conv_7x1'.*'none'"):
         operation("conv_7x1", 4, 1)
@@ -134,10 +150,12 @@ def test_channels_must_divide():
         MixedCell((4, 4), 6, reduction=False, partial=4)
 
 
-def test_inputs_of_different_sizes_are_refused():
+def test_inputs_that_do_not_fit_are_refused():
     cell = MixedCell((4, 4), 4, reduction=False)
     with pytest.raises(ValueError, match=r"\(2, 4, 8, 8\) and \(2, 4, 4, 4\)"):
         cell(torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4), torch.rand(14, 8))
+    with pytest.raises(ValueError, match=r"weights must be \(14, 8\).* not \(\(8, 14\)"):
+        cell(torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.rand(8, 14))
     cell = MixedCell((4, 4), 4, reduction=False, unpadded=True)
     with pytest.raises(ValueError, match="too small"):
         cell(torch.randn(2, 4, 2, 8), torch.randn(2, 4, 2, 8), torch.rand(14, 8))

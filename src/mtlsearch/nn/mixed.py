@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from mtlsearch.nn.bundles import Wanted
 from mtlsearch.nn.cells import EDGES, NODES, Cell, Pairs, Prepare
 from mtlsearch.nn.normed import to_map, to_rows
+from mtlsearch.nn.operations import OPERATIONS
 from mtlsearch.nn.outgoing import Outgoing, flattened, restored, without_maps
 
 SOURCES = range(5)
@@ -70,7 +71,14 @@ class MixedCell(nn.Module):
             s0, s1: the outputs of the two cells before.
             weights: (14, 8) by `cells.EDGES` and `operations.OPERATIONS`, soft or hard.
             edges: (14,) weights of the edges (PC-DARTS Eq. 4); None: all are 1.
+
+        Raises:
+            ValueError: weights of another shape, or inputs that do not come to one size.
         """
+        shape = len(EDGES), len(OPERATIONS)
+        if weights.shape != shape or (edges is not None and edges.shape != shape[:1]):
+            found = tuple(weights.shape), None if edges is None else tuple(edges.shape)
+            raise ValueError(f"weights must be {shape} and edges {shape[:1]} or None, not {found}.")
         first, second = self.prepare(s0, s1)
         parameters = list(self.outgoing.parameters())
         with torch.autocast(first.device.type, enabled=False):
@@ -80,7 +88,8 @@ class MixedCell(nn.Module):
             if edges is not None:
                 edges = edges.to(dtype)
                 weights = weights * edges[:, None]
-            mixed: Tensor = _Mixed.apply(self, weights, edges, *maps, *parameters)
+            keep_maps = torch.is_grad_enabled() and not self.recompute
+            mixed: Tensor = _Mixed.apply(self, keep_maps, weights, edges, *maps, *parameters)
         return mixed
 
     def state(self, edge: int, name: str) -> dict[str, Tensor]:
@@ -128,7 +137,9 @@ class _Mixed(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, cell: MixedCell, weights: Tensor, edges: Tensor | None, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, cell: MixedCell, keep_maps: bool, weights: Tensor, edges: Tensor | None, *tensors: Tensor
+    ) -> Tensor:
         nodes = list(tensors[:2])
         width = cell.channels // cell.partial
         like = _strided(nodes[0], cell)
@@ -153,11 +164,11 @@ class _Mixed(torch.autograd.Function):
                     whole = torch.cat([_node(mixed, source - 1), _node(past, source - 1)], dim=1)
                     target.copy_(_shuffled(whole, cell.partial))
                 nodes.append(to_map(target, like))
-            flat, form = flattened(without_maps(kept) if cell.recompute else kept)
+            flat, form = flattened(kept if keep_maps else without_maps(kept))
             saved += flat
             ctx.forms.append(form)
         result = to_map(out, like)
-        ctx.cell = cell
+        ctx.cell, ctx.keep_maps = cell, keep_maps
         ctx.save_for_backward(result, weights, edges, *tensors, *saved)
         return result
 
@@ -171,10 +182,10 @@ class _Mixed(torch.autograd.Function):
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     cell: MixedCell = ctx.cell
     result, weights, edges, *tensors = ctx.saved_tensors
-    number = len(ctx.needs_input_grad) - 3
+    number = len(ctx.needs_input_grad) - 4
     parameters, saved = tensors[2:number], iter(tensors[number:])
     kepts = [restored(saved, form) for form in ctx.forms]
-    _, want_weights, want_edges, *want = ctx.needs_input_grad
+    _, _, want_weights, want_edges, *want = ctx.needs_input_grad
     width = cell.channels // cell.partial
 
     rows = to_rows(grad).clone()
@@ -194,7 +205,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         into = of_inputs[source] if source < 2 else to_map(_node(rows, source - 2), x)
         wanted = Wanted(into is not None, want_weights, any(want[2:]))
         node = outgoing.node(x[:, :width])
-        kept = outgoing.prepare(node, p, kepts[source]) if cell.recompute else kepts[source]
+        kept = kepts[source] if ctx.keep_maps else outgoing.prepare(node, p, kepts[source])
         grads = outgoing.gradients(_last(of_mixed, len(leaving)), node, p, kept, weights[leaving], wanted)
         of_weights[leaving] = grads[0]
         if into is not None and grads[1] is not None:
@@ -211,7 +222,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
                 for part, factor in zip(parts, factors):
                     total.addcmul_(part, factor)
                 into[:, width:] += _bypass_gradient(to_map(total, bypass), x[:, width:], indices)
-    return None, of_weights if want_weights else None, of_edges, *of_inputs, *of_parameters
+    return None, None, of_weights if want_weights else None, of_edges, *of_inputs, *of_parameters
 
 
 def _bypass(x: Tensor, stride: int) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ Maps are rows here, (B H W, blocks * channels), the blocks side by side and a ma
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,10 +43,9 @@ class Norm(_BatchNorm):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        if self.momentum is None:
+        share: Any = self.momentum
+        if share is None:  # the mean over all batches
             share = 1 / self.num_batches_tracked.to(mean.dtype)
-        else:
-            share = torch.as_tensor(self.momentum, dtype=mean.dtype, device=mean.device)
         self.running_mean.lerp_(mean.flatten(), share)
         self.running_var.lerp_(variance.flatten() * (count / (count - 1)), share)
 
