@@ -47,7 +47,7 @@ def derive_pairs(weights: Tensor, edges: Tensor | None = None) -> list[list[Any]
 
     Args:
         weights: (14, 8) by EDGES and OPERATIONS, after the softmax.
-        edges: (14,) weights of the edges, after theirs (PC-DARTS, Eq. 4); None: all alike.
+        edges: (14,) weights of the edges, after theirs (PC-DARTS's edge normalization); None: all alike.
     """
     best, choice = weights.detach()[:, 1:].max(dim=1)
     strength = (best if edges is None else best * edges.detach()).tolist()

@@ -1,4 +1,4 @@
-"""A cell of the supernet: every operation on every edge, weighted (DARTS Eq. 2; PC-DARTS Eq. 2 and 4)."""
+"""A cell of the supernet: every operation on every edge, weighted (DARTS Eq. 2), on all channels or a part (PC-DARTS)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class MixedCell(nn.Module):
         Args:
             s0, s1: the outputs of the two cells before.
             weights: (14, 8) by `cells.EDGES` and `operations.OPERATIONS`, soft or hard.
-            edges: (14,) weights of the edges (PC-DARTS Eq. 4); None: all are 1.
+            edges: (14,) weights of the edges (PC-DARTS's edge normalization); None: all are 1.
 
         Raises:
             ValueError: weights of another shape, or inputs that do not come to one size.
