@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,9 @@ def ssd(
     largest: float = 0.66,
     fpn: int = 0,
     extra: int = 0,
+    norm: bool = False,
 ) -> Callable[[Sequence[int], Sequence[int]], nn.Module]:
-    """SSD's head: on each level a 3x3 convolution with BatchNorm for the offsets and one for the logits.
+    """SSD's head: on each level a 3x3 convolution for the offsets and one for the logits.
 
     Of the m levels, the k-th from 0 has square priors of side s = smallest + (largest - smallest) k / (m - 1)
     and of the geometric mean of this and the next level's; and others of the area s² with sides 2 : 1, 1 : 2
@@ -48,6 +50,7 @@ def ssd(
         smallest, largest: sides as fractions of the image's shorter one, of the first and of the last level.
         fpn: channels of a top-down path over the levels, which makes the first ones see more; 0: none.
         extra: levels appended, each of twice the stride of the one before.
+        norm: BatchNorm after these convolutions, as MTNAS's authors have it; SSD has none.
     """
     if not 0 < smallest < largest:
         raise ValueError(
@@ -64,6 +67,7 @@ def ssd(
         largest=largest,
         fpn=fpn,
         extra=extra,
+        norm=norm,
     )
 
 
@@ -81,6 +85,7 @@ class SSD(nn.Module):
         largest: float,
         fpn: int,
         extra: int,
+        norm: bool,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -90,8 +95,17 @@ class SSD(nn.Module):
         widths = [fpn or width for width in widths] + [fpn or widths[-1]] * extra
         self.extra = nn.ModuleList(_halve(widths[-1]) for _ in range(extra))
         self.sides = prior_sides(len(widths), smallest, largest)
-        self.offsets = nn.ModuleList(_conv(c, 4 * len(s)) for c, s in zip(widths, self.sides))
-        self.logits = nn.ModuleList(_logits(c, num_classes, len(s)) for c, s in zip(widths, self.sides))
+        self.offsets = nn.ModuleList(_last(c, 4 * len(s), norm) for c, s in zip(widths, self.sides))
+        self.logits = nn.ModuleList(
+            _last(c, (1 + num_classes) * len(s), norm) for c, s in zip(widths, self.sides)
+        )
+        for last, kinds in zip(self.logits, self.sides):
+            # Background starts at three in four, as in the loss: to learn this would cost many steps.
+            start = torch.zeros(len(kinds), 1 + num_classes)
+            start[:, 0] = math.log(3 * num_classes)
+            closing: Any = list(last.modules())[-1]
+            with torch.no_grad():
+                closing.bias.copy_(start.flatten())
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         levels = list(features[self.first :])
@@ -205,13 +219,9 @@ def _conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential
     )
 
 
-def _logits(in_channels: int, num_classes: int, sides: int) -> nn.Sequential:
-    """Logits that start at three in four for background, as in the loss: to learn this would cost many steps."""
-    conv, norm = _conv(in_channels, (1 + num_classes) * sides)
-    background = torch.zeros(sides, 1 + num_classes)
-    background[:, 0] = math.log(3 * num_classes)
-    norm.bias = nn.Parameter(background.flatten())
-    return nn.Sequential(conv, norm)
+def _last(in_channels: int, out_channels: int, norm: bool) -> nn.Module:
+    """A convolution with a bias, its own or its norm's."""
+    return _conv(in_channels, out_channels) if norm else nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 def _halve(channels: int) -> nn.Sequential:

@@ -51,7 +51,9 @@ def synchronize(network: nn.Module, trainer: pl.Trainer) -> None:
 
 def convert(network: nn.Module) -> None:
     """Make every BatchNorm a synchronised one, in place, but those in mixed cells."""
-    from timm.layers.norm_act import convert_sync_batchnorm  # which keeps timm's activations, as torch's does not
+    from timm.layers.norm_act import (
+        convert_sync_batchnorm,
+    )  # which keeps timm's activations, as torch's does not
 
     for name, child in network.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
