@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 import mtlsearch as ms
 from mtlsearch import run as command
 from mtlsearch import rundir
+from mtlsearch.searchers.genotypes import PUBLISHED_LAYOUT
 
 FOLDER = command.CONF / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
@@ -53,7 +54,15 @@ def test_all_tables_are_there_in_both_sizes():
     ]
     tables = [*(f"table{n}" for n in (1, 2, 3, 4, 6)), *ablations]
     assert {f"adashare/{size}{table}" for size in ("", "scenes_") for table in tables} <= set(NAMES)
-    assert {"demo", "camvid", "nyuv2_samples", "adashare/small"} <= set(NAMES)
+    rows = [f"table1_{name}" for name in ("no_branch_search", "no_backbone_search", "pretrain", "random")]
+    rows += ["table1_together", "table1_proxy", "table2_presearch", "table2_backbone_search"]
+    assert {f"mtnas/{size}{row}" for size in ("", "scenes_") for row in rows} <= set(NAMES)
+    assert {
+        f"mtnas/{name}" for name in ("table1", "table1_ssd", "table1_fcn", "table1_mtl", "table3")
+    } <= set(NAMES)
+    assert {"demo", "camvid", "camvid_detection", "nyuv2_samples", "adashare/small", "mtnas/small"} <= set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,18 +70,26 @@ def test_an_experiment_makes_its_data_and_its_searcher_in_every_job(name, tmp_pa
     config = compose(name)
     swept = jobs(config)
     assert (config.hydra.mode == RunMode.MULTIRUN) == (len(swept) > 1)
-    root = [f"dataset.root={tmp_path}"] if OmegaConf.is_missing(config.dataset, "root") else []
+    for folder in ("a", "b"):  # classes, where it is read as folders of classes
+        (tmp_path / folder).mkdir()
+    missing = OmegaConf.missing_keys(OmegaConf.create(settings_of(compose(name))))
+    given = [f"{key}={tmp_path}" for key in missing if key.endswith(".root")]
+    # MTNAS searches its backbone.
+    given += TINY if config.backbone else []
     for job in (swept[0], swept[-1])[: len(swept)]:
-        settings = settings_of(compose(name, *TINY, *root, *job))
+        settings = settings_of(compose(name, *given, *job))
         for override in job:
             key, _, value = override.partition("=")
             assert str(OmegaConf.select(OmegaConf.create(settings), key)) == value
         datamodule, searcher = command.make(settings)
         assert [task.name for task in datamodule.tasks] == settings["tasks"]
+        if isinstance(searcher, ms.MTNAS):
+            assert all({stage, stage.partition("_")[0]} & set(settings["epochs"]) for stage in searcher.plan)
+            continue
         stages = {searcher.first_stage().stage, searcher.stage}
         stages |= {"retrain"} if isinstance(searcher, ms.AdaShare) else set()
         assert stages == set(settings["epochs"]) or (
-            name == "adashare/small" and stages < set(settings["epochs"])
+            name.endswith("small") and stages < set(settings["epochs"])
         )
 
 
@@ -116,6 +133,37 @@ def test_the_numbers_of_adashare():
     assert warm * 24 == pytest.approx(4000, rel=0.01)
     assert (warm + (epochs - warm) / 2) * 24 == pytest.approx(20_000, rel=0.01)
     assert (epochs - warm) / 2 * searcher["curriculum"] == pytest.approx(16, rel=0.05)  # a block an epoch
+
+
+def test_the_numbers_of_mtnas():
+    table1, table3, proxy = (
+        settings_of(compose(f"mtnas/{name}")) for name in ("table1", "table3", "table1_proxy")
+    )
+    for table in (table1, table3):
+        searcher = table["searcher"]
+        layout = {key: searcher[key] for key in ("channels", "cells", "reductions", "detection_cells")}
+        assert layout == PUBLISHED_LAYOUT
+        assert (searcher["partial"], searcher["patience"], searcher["max_skips"]) == (4, 10, 2)
+        assert searcher["max_steps"] == {"branch": 5000, "presearch": 10_000, "backbone": 10_000}
+        rates = [searcher[key]["lr"] for key in ("optimizer", "finetune_optimizer")]
+        assert rates == [0.1, 0.01]
+    most = table1["trainer"]["limit_train_batches"]
+    # By images to train on, half of them for the weights, and what a search may take.
+    for table, images, stage, steps in (
+        (table1, 120_000, "branch_detection", 5000),
+        (table1, 10_000, "branch_semantic", 5000),
+        (table1, 120_000, "backbone", 10_000),
+        (table3, 5237, "branch_detection", 5000),
+        (table3, 2975, "branch_semantic", 5000),
+        (table3, 5237, "backbone", 10_000),
+    ):
+        epoch = min(images // 2 // 32, most)
+        assert steps <= table["epochs"][stage] * epoch < steps + 1.1 * epoch, stage
+    assert (proxy["searcher"]["method"], proxy["searcher"]["partial"], proxy["searcher"]["max_skips"]) == (
+        "proxy",
+        1,
+        None,
+    )
 
 
 def test_a_scaled_experiment_runs(tmp_path, monkeypatch):
