@@ -166,6 +166,25 @@ def test_the_numbers_of_mtnas():
     )
 
 
+def test_the_boxes_of_mtnas_and_of_its_baseline_have_their_heads(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name, head in {
+        "table1": {"name": "ssd", "norm": True},
+        "table1_mtl": {"name": "ssd", "norm": False, "fpn": 256, "extra": 3},
+    }.items():
+        settings = settings_of(compose(f"mtnas/{name}"))
+        for key in OmegaConf.missing_keys(OmegaConf.create(settings)):
+            *path, last = key.split(".")
+            node = settings
+            for part in path:
+                node = node[part]
+            node[last] = str(tmp_path)
+        boxes, pixels = command.make_datamodule(settings).tasks
+        assert boxes.spec["arguments"]["head"] == head
+        assert (boxes.target.num_classes, len(pixels.target.class_names)) == (4, 16)
+
+
 def test_a_scaled_experiment_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MTLSEARCH_CACHE", str(tmp_path))
