@@ -3,7 +3,7 @@
 Plain: every operation of every edge on its own, weighted and summed, and weight gradients computed in the arch step
 too. Both hold the same weights and run interleaved in one process, one thread, fp32: DARTS's search network with 16
 channels, 8 cells on a batch of 16 at 32x32 and 5 cells on a batch of 2 at 128x128, all channels or, as in PC-DARTS,
-a quarter of them. An iteration is a weight step and an arch step.
+a quarter of them. An iteration is a weight step and an arch step; times are the processor's.
 
     python benchmarks/cells.py [--json FILE] [--repeats 3]
 """
@@ -84,7 +84,7 @@ def recomputing(network: Network) -> Network:
     return other
 
 
-def loss(network: Network, image: Tensor) -> Tensor:
+def loss(network: nn.Module, image: Tensor) -> Tensor:
     return nn.functional.cross_entropy(network(image), torch.arange(len(image)) % 10)
 
 
@@ -106,14 +106,14 @@ def plain_step(network: Network, image: Tensor) -> None:
 
 
 def median_times(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, interleaved."""
+    """Median seconds of each, interleaved; of the processor, which other programs disturb less."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if repeat:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -222,8 +222,7 @@ def agreement() -> list[dict[str, Any]]:
     torch.manual_seed(0)
     ours = Network(4, partial=1)
     image = torch.randn(4, 3, 16, 16)
-    exact = gradients_of(as_plain(ours).double(), copy.deepcopy(ours).double(), image.double())[0]
-    double = gradients_of(as_plain(ours).double(), copy.deepcopy(ours).double(), image.double())[1]
+    exact, double = gradients_of(as_plain(ours).double(), copy.deepcopy(ours).double(), image.double())
     plain, single = gradients_of(as_plain(ours), ours, image)
     norm = exact.norm()
     distance = {"double": double, "ours": single, "plain": plain}
@@ -249,7 +248,7 @@ def gradients_of(plain: Network, ours: Network, image: Tensor) -> tuple[Tensor, 
     ]
     rest = [ours.stem, ours.classifier, ours.logits], [plain.stem, plain.classifier, plain.logits]
     pairs += [(a.grad, b.grad) for m, n in zip(*rest) for a, b in zip(m.parameters(), n.parameters())]
-    return torch.cat([b.flatten() for _, b in pairs]), torch.cat([a.flatten() for a, _ in pairs])
+    return tuple(torch.cat([gradient.detach().flatten() for gradient in side]) for side in zip(*pairs))[::-1]
 
 
 if __name__ == "__main__":

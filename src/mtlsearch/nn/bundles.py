@@ -171,12 +171,12 @@ class Convolutions(Bundle):
             if wanted.parameters:
                 of_depth[group] = weight_gradient(source, outer, self.kernel, stride, dilation)
             if group:
-                inner = input_gradient(outer, p[group], source.shape[-2:])
+                inner = input_gradient(outer, p[group], source)
                 grad = to_rows(relu_gradient_(inner, source))
                 sums = grad.sum(0).view(self.edges, -1)
                 factors = torch.ones_like(factors)
             elif wanted.node:
-                into.add("wide", input_gradient(outer, p[0], source.shape[-2:], stride, dilation))
+                into.add("wide", input_gradient(outer, p[0], source, stride, dilation))
         return of_weights, [*of_depth, *of_point]
 
 

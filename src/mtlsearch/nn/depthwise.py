@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +21,23 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> 
     return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
 
 
-def input_gradient(
-    grad: Tensor, weight: Tensor, size: Sequence[int], stride: int = 1, dilation: int = 1
-) -> Tensor:
-    """The gradient for `x`, of this (H, W), from the one for the result: itself such a convolution, with the
-    kernel turned round."""
-    if stride == 2:
-        spread = torch.empty(
-            (*grad.shape[:2], *size),
-            dtype=grad.dtype,
-            device=grad.device,
-            memory_format=torch.channels_last,
-        ).zero_()
-        spread[..., ::2, ::2] = grad
-        grad = spread
-    return depthwise(grad, weight.flip(2, 3), 1, dilation)
+def input_gradient(grad: Tensor, weight: Tensor, x: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """The gradient for `x`, of which only the shape counts, from the one for the result.
+
+    Without a stride it is itself such a convolution, with the kernel turned round. With stride and dilation every
+    other pixel is used, and among them it is one without either.
+    """
+    if stride == 1 or dilation == 2:
+        back = depthwise(grad, weight.flip(2, 3), 1, dilation // stride)
+        if stride == 1:
+            return back
+        spread = torch.zeros_like(x)
+        spread[..., ::2, ::2] = back
+        return spread
+    padding = [weight.shape[-1] // 2] * 2
+    arguments = (None, [2, 2], padding, [1, 1], False, [0, 0], len(weight), [True, False, False])
+    gradient: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, *arguments)[0]
+    return gradient
 
 
 def weight_gradient(x: Tensor, grad: Tensor, kernel: int, stride: int = 1, dilation: int = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""A cell of the supernet: every operation on every edge, weighted (DARTS Eq. 2), on all channels or a part (PC-DARTS)."""
+"""A cell of the supernet: every operation on every edge, weighted (DARTS Eq. 2; partial channels: PC-DARTS)."""
 
 from __future__ import annotations
 
@@ -132,8 +132,8 @@ class MixedCell(nn.Module):
 class _Mixed(torch.autograd.Function):
     """The cell behind its preparation. The nodes' rows are columns of one buffer, which is the result.
 
-    With partial channels, `mixed` and `past` hold the two parts of a node's channels until all edges have come
-    in and they are shuffled into that buffer.
+    With partial channels, `mixed` holds what the operations give until all edges have come into a node; then it
+    is shuffled with what has gone past them, which is in its place in that buffer.
     """
 
     @staticmethod
@@ -145,8 +145,7 @@ class _Mixed(torch.autograd.Function):
         like = _strided(nodes[0], cell)
         count = like.shape[0] * like.shape[2] * like.shape[3]
         mixed = nodes[0].new_zeros(count, 4 * width)
-        past = nodes[0].new_zeros(count, 4 * (cell.channels - width))
-        out = mixed if cell.partial == 1 else nodes[0].new_empty(count, 4 * cell.channels)
+        out = mixed if cell.partial == 1 else nodes[0].new_zeros(count, 4 * cell.channels)
         saved: list[Tensor | None] = []
         ctx.forms = []
         for source, outgoing, p in _sources(cell, tensors[2:]):
@@ -156,12 +155,13 @@ class _Mixed(torch.autograd.Function):
             outgoing.add_(_last(mixed, len(leaving)), node, p, kept, weights[leaving])
             if cell.partial > 1:
                 rows = to_rows(_bypass(x[:, width:], outgoing.stride)[0])
-                for i, part in zip(leaving, _last(past, len(leaving)).chunk(len(leaving), dim=1)):
+                for i in leaving:
+                    part = _node(out, EDGES[i][1] - 2)[:, width:]
                     part.add_(rows) if edges is None else part.addcmul_(rows, edges[i])
             if source > 0:  # all that comes into the next node is there
                 target = _node(out, source - 1)
                 if cell.partial > 1:
-                    whole = torch.cat([_node(mixed, source - 1), _node(past, source - 1)], dim=1)
+                    whole = torch.cat([_node(mixed, source - 1), target[:, width:]], dim=1)
                     target.copy_(_shuffled(whole, cell.partial))
                 nodes.append(to_map(target, like))
             flat, form = flattened(kept if keep_maps else without_maps(kept))
@@ -191,7 +191,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows = to_rows(grad).clone()
     nodes = [*tensors[:2], *result.chunk(4, dim=1)]
     of_mixed = rows if cell.partial == 1 else rows.new_empty(len(rows), 4 * width)
-    of_past = rows.new_empty(len(rows), 4 * (cell.channels - width))
     of_inputs: list[Tensor | None] = [torch.zeros_like(x) if w else None for x, w in zip(nodes, want[:2])]
     of_weights = torch.zeros_like(weights)
     of_edges = None if edges is None else torch.zeros_like(edges)
@@ -201,7 +200,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if source > 0 and cell.partial > 1:  # all that goes out of the next node is there
             whole = _shuffled(_node(rows, source - 1), width)
             _node(of_mixed, source - 1).copy_(whole[:, :width])
-            _node(of_past, source - 1).copy_(whole[:, width:])
+            _node(rows, source - 1).copy_(whole)
         into = of_inputs[source] if source < 2 else to_map(_node(rows, source - 2), x)
         wanted = Wanted(into is not None, want_weights, any(want[2:]))
         node = outgoing.node(x[:, :width])
@@ -212,7 +211,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             into[:, :width] += grads[1]
         of_parameters = grads[2] + of_parameters
         if cell.partial > 1:
-            parts = _last(of_past, len(leaving)).chunk(len(leaving), dim=1)
+            parts = [_node(rows, EDGES[i][1] - 2)[:, width:] for i in leaving]
             bypass, indices = _bypass(x[:, width:], outgoing.stride)
             if of_edges is not None and want_edges:
                 of_edges[leaving] = torch.stack([(part * to_rows(bypass)).sum() for part in parts])

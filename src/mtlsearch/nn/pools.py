@@ -66,7 +66,7 @@ def average_pool(x: Tensor, stride: int) -> Tensor:
 
 def average_pool_gradient(grad: Tensor, x: Tensor, stride: int) -> Tensor:
     """The gradient for `x` from the one for its pool."""
-    return input_gradient(grad / _counts(x, stride), _ones(x), x.shape[-2:], stride)
+    return input_gradient(grad / _counts(x, stride), _ones(x), x, stride)
 
 
 def _ones(x: Tensor) -> Tensor:
