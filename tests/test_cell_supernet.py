@@ -12,13 +12,7 @@ from mtlsearch.nn.cells import EDGES, check_pairs
 from mtlsearch.nn.operations import OPERATIONS
 from mtlsearch.searchers.cell_supernet import CellGates, CellSupernet, draw, hard, random_cells
 from mtlsearch.searchers.cells import CellsNetwork, cells_architecture
-from mtlsearch.searchers.genotypes import (
-    HANDMADE,
-    PUBLISHED_BACKBONE,
-    PUBLISHED_DETECTION,
-    PUBLISHED_LAYOUT,
-    PUBLISHED_SEGMENTATION,
-)
+from mtlsearch.searchers.genotypes import HANDMADE, published
 from tiny import make_tasks
 
 SMALL = {"channels": 4, "cells": 4, "reductions": [1, 2], "detection_cells": 1}
@@ -201,17 +195,13 @@ def test_a_timm_backbone_may_stand_in_place_of_a_searched_one():
 # The published network
 
 
-def published(tasks):
-    cells = {"backbone": PUBLISHED_BACKBONE, "boxes": PUBLISHED_DETECTION, "semantic": PUBLISHED_SEGMENTATION}
-    return cells_architecture(tasks, cells, PUBLISHED_LAYOUT).build(tasks)
-
-
 def test_the_published_layout():
     tasks = [
-        ms.tasks.detection("boxes", num_classes=4),
+        ms.tasks.detection("boxes", num_classes=4, head={"name": "ssd", "norm": True}),
         ms.tasks.segmentation("semantic", num_classes=16, head="pointwise"),
     ]
-    network = published(tasks).eval()
+    network = published(tasks).build(tasks).eval()
+    assert sum(p.numel() for p in network.parameters()) == 10_082_864  # as the README says
     assert network.trunk.channels == [32, 128, 256, 512, 1024]
     assert network.trunk.strides == [2, 4, 8, 16, 32]
     below = network.branches["boxes"]

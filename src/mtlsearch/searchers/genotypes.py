@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from mtlsearch.searchers.cells import BACKBONE, CellsArchitecture, cells_architecture
+from mtlsearch.task import Task
+from mtlsearch.tasks.boxes import Boxes
 
 SHORT = {
     "skip": "skip_connect",
@@ -42,3 +47,12 @@ HANDMADE = {
     "reduce": cell("sep3(0) sep3(1) max(1) skip(2) sep3(1) skip(2) max(0) skip(3)"),
 }
 """A residual chain of separable convolutions: what a branch is where none is searched."""
+
+
+def published(tasks: Sequence[Task]) -> CellsArchitecture:
+    """The paper's network: its backbone, its detection branch for boxes, its segmentation branch for other tasks."""
+    cells = {
+        task.name: PUBLISHED_DETECTION if isinstance(task.target, Boxes) else PUBLISHED_SEGMENTATION
+        for task in tasks
+    }
+    return cells_architecture(tasks, {BACKBONE: PUBLISHED_BACKBONE, **cells}, PUBLISHED_LAYOUT)

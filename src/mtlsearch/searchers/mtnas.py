@@ -28,6 +28,7 @@ from mtlsearch.searchers.genotypes import HANDMADE
 from mtlsearch.task import Task, check_tasks
 
 SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=3e-5)
+ARCH_ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=0.03, betas=(0.5, 0.999))
 METHODS = ("two_stage", "together", "proxy", "random")
 
 
@@ -95,6 +96,7 @@ class MTNAS(CellSearch):
         samples: int = 4,
         finetune_optimizer: MakeOptimizer | None = None,
         optimizer: MakeOptimizer = SGD,
+        arch_optimizer: MakeOptimizer = ARCH_ADAM,
         seed: int = 0,
         **training: Any,
     ) -> None:
@@ -142,6 +144,7 @@ class MTNAS(CellSearch):
             train_branches=train_branches,
             max_steps=_cap(max_steps, "backbone"),
             optimizer=optimizer,
+            arch_optimizer=arch_optimizer,
             seed=seed,
             **{"stage": "backbone", **training},
         )
@@ -151,7 +154,7 @@ class MTNAS(CellSearch):
         )
         self.layout, self.space, self.searched = stack, space, searched
         self.caps, self.skips, self.drawn = max_steps, max_skips, samples
-        self.training_arguments = {"optimizer": optimizer, **training}
+        self.training_arguments = {"optimizer": optimizer, "arch_optimizer": arch_optimizer, **training}
         self.finetune_optimizer = finetune_optimizer or optimizer
         self._backbone = (backbone,)
         self._auxiliary = (auxiliary,)
