@@ -50,7 +50,7 @@ HANDMADE = {
 
 
 def published(tasks: Sequence[Task]) -> CellsArchitecture:
-    """The paper's network: its backbone, its detection branch for boxes, its segmentation branch for other tasks."""
+    """The paper's network: its backbone, the detection branch for boxes, the segmentation branch for others."""
     cells = {
         task.name: PUBLISHED_DETECTION if isinstance(task.target, Boxes) else PUBLISHED_SEGMENTATION
         for task in tasks
