@@ -1,6 +1,6 @@
 """AdaShare against what it has to beat: single-task networks, hard sharing, and random policies of its size.
 
-ResNet-18 on rendered scenes of 40x40, three tasks; every network that is evaluated has seen as many images. The
+ResNet-18 on rendered scenes of 32x32, three tasks; every network that is evaluated has seen as many images. The
 best of two sampled policies is chosen on validation data, for AdaShare and for the random ones. Finished runs are
 not repeated.
 
