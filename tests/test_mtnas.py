@@ -379,7 +379,12 @@ def test_the_entropy_term_is_the_mean_over_all_edges():
     [
         ({"backbone": "resnet18"}, "'?resnet18'? cannot be given beside it.*presearch=false"),
         ({"method": "darts"}, "method must be one of two_stage, together, proxy, random, not 'darts'"),
-        ({"branches": {"depths": HANDMADE}}, "branches names 'depths', but the tasks are semantic, depth"),
+        ({"branches": {"depth": HANDMADE}}, "leave branches= out, or set search_branches=false"),
+        ({"method": "random", "pretrain": True}, "pretrain trains a searched backbone"),
+        (
+            {"search_branches": False, "branches": {"depths": HANDMADE}},
+            "branches names 'depths', but the tasks are semantic, depth",
+        ),
         ({"partial": 3}, "channels must be a multiple of 12"),
         ({"samples": 0}, "samples must be at least 1"),
         ({"relaxation": "hard"}, "relaxation must be one of"),

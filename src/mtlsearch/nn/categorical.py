@@ -24,15 +24,6 @@ def concrete(logits: Tensor, temperature: Tensor) -> Tensor:
 RELAXATIONS: dict[str, Relaxation] = {"deterministic": deterministic, "concrete": concrete}
 
 
-def relaxation_of(choice: str | Relaxation) -> Relaxation:
-    """A relaxation by its name, or the function given; a ValueError names those there are."""
-    if not isinstance(choice, str):
-        return choice
-    if choice not in RELAXATIONS:
-        raise ValueError(f"relaxation must be one of {list(RELAXATIONS)} or a function, not {choice!r}.")
-    return RELAXATIONS[choice]
-
-
 class Categorical(nn.Module):
     """Independent categorical gates.
 

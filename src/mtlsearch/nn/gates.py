@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -37,13 +37,13 @@ def bernoulli(logits: Tensor, temperature: Tensor) -> Tensor:
 RELAXATIONS: dict[str, Relaxation] = {"deterministic": deterministic, "concrete": concrete}
 
 
-def relaxation_of(choice: str | Relaxation) -> Relaxation:
+def relaxation_of(choice: str | Relaxation, known: Mapping[str, Relaxation] = RELAXATIONS) -> Relaxation:
     """A relaxation by its name, or the function given; a ValueError names those there are."""
     if not isinstance(choice, str):
         return choice
-    if choice not in RELAXATIONS:
-        raise ValueError(f"relaxation must be one of {list(RELAXATIONS)} or a function, not {choice!r}.")
-    return RELAXATIONS[choice]
+    if choice not in known:
+        raise ValueError(f"relaxation must be one of {list(known)} or a function, not {choice!r}.")
+    return known[choice]
 
 
 def entropy(logits: Tensor) -> Tensor:

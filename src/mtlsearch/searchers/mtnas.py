@@ -17,8 +17,8 @@ from torch import nn
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
 from mtlsearch.multitask import MultiTask
-from mtlsearch.nn.categorical import relaxation_of
-from mtlsearch.nn.gates import Relaxation
+from mtlsearch.nn.categorical import RELAXATIONS
+from mtlsearch.nn.gates import Relaxation, relaxation_of
 from mtlsearch.optimizers import MakeOptimizer
 from mtlsearch.searchers.cell_search import CellSearch
 from mtlsearch.searchers.cell_supernet import CellSupernet, random_cells
@@ -118,6 +118,10 @@ class MTNAS(CellSearch):
                 f"channels must be a multiple of {4 * max(partial, 1)}, 4 times partial, not {channels}: the last "
                 "cell of a branch has a quarter of them."
             )
+        if pretrain and (backbone is not None or method == "random"):
+            raise ValueError("pretrain trains a searched backbone: it cannot be set where there is none.")
+        if branches and search_branches and method == "two_stage":
+            raise ValueError("branches are searched here: leave branches= out, or set search_branches=false.")
         if unknown := [name for name in branches or {} if name not in names]:
             raise ValueError(f"branches names {unknown[0]!r}, but the tasks are {', '.join(names)}.")
         torch.manual_seed(seed)
@@ -132,7 +136,7 @@ class MTNAS(CellSearch):
             "layout": stack,
             "partial": partial,
             "recompute": recompute,
-            "relaxation": relaxation_of(relaxation),
+            "relaxation": relaxation_of(relaxation, RELAXATIONS),
         }
         found: dict[str, Cells] = {name: (branches or {}).get(name, HANDMADE) for name in names}
         searched = {owner: owner for owner in ([BACKBONE, *names] if method == "together" else [BACKBONE])}
@@ -149,11 +153,9 @@ class MTNAS(CellSearch):
             **{"stage": "backbone", **training},
         )
         self.method = method
-        self.plan = _plan(
-            names, method, search_branches, presearch, search_backbone and backbone is None, pretrain, samples
-        )
+        self.plan = _plan(names, method, search_branches, presearch, search_backbone, pretrain, samples)
         self.layout, self.space, self.searched = stack, space, searched
-        self.caps, self.skips, self.drawn = max_steps, max_skips, samples
+        self.caps, self.skips = max_steps, max_skips
         self.training_arguments = {"optimizer": optimizer, "arch_optimizer": arch_optimizer, **training}
         self.finetune_optimizer = finetune_optimizer or optimizer
         self._backbone = (backbone,)
