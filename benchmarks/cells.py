@@ -15,11 +15,12 @@ import statistics
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from memory import saved_bytes
 from report import main, ratio
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -115,24 +116,6 @@ def median_times(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str,
             if repeat:
                 times[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def saved_bytes(run: Callable[[], Tensor], known: Sequence[Tensor]) -> int:
-    """Bytes of distinct storages that a forward pass keeps for its backward pass, beside the known ones."""
-    storages = {t.untyped_storage().data_ptr() for t in known}
-    sizes: dict[int, int] = {}
-    keep = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in storages:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            keep.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep.append(run())
-    return sum(sizes.values())
 
 
 class Peak(TorchDispatchMode):

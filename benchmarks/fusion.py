@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from memory import saved_bytes
 from report import main, ratio
 from torch import Tensor, nn
 
@@ -129,24 +130,6 @@ def median_times(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str,
             if repeat:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def saved_bytes(run: Callable[[], Tensor], known: Sequence[Tensor]) -> int:
-    """Bytes of distinct storages that a forward pass keeps for its backward pass, beside the known ones."""
-    storages = {t.untyped_storage().data_ptr() for t in known}
-    sizes: dict[int, int] = {}
-    keep = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in storages:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            keep.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep.append(run())
-    return sum(sizes.values())
 
 
 def fusion_memory() -> tuple[int, int]:
