@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from mtlsearch.architecture import Architecture, backbone_of, check_paths, check_spec, specs_of, tasks_of
+from mtlsearch.architecture import backbone_of, specs_of, tasks_of
 from mtlsearch.backbones import Backbone, Node
 from mtlsearch.nn.fusion import Fusion, resize
-from mtlsearch.nn.lockstep import Lockstep
+from mtlsearch.searchers.joined import JoinedArchitecture, JoinedNetwork, listed, separate
 from mtlsearch.task import Task
 
 
@@ -55,20 +55,17 @@ def candidate_edges(
 
 
 @dataclass(frozen=True)
-class FusionArchitecture(Architecture):
+class FusionArchitecture(JoinedArchitecture):
     """Single-task backbones and the fusion edges between them.
 
     Args:
-        backbone: {"name", "arguments"} of `mtlsearch.backbones.load`; None for a module of yours.
-        nodes: the layers' {"path", "stage"} in order; edges count them from 0.
+        backbone, nodes: as for `JoinedArchitecture`.
         activation: what ends a fusion layer, "relu" or None.
         candidates: every edge that could have been chosen, with its "probability" if it was searched. A layer
             that has one keeps its fusion layer in the network, whether an edge was chosen or not.
         edges: the chosen ones.
     """
 
-    backbone: dict[str, Any] | None
-    nodes: list[dict[str, Any]]
     activation: str | None
     candidates: list[dict[str, Any]]
     edges: list[dict[str, Any]]
@@ -76,16 +73,12 @@ class FusionArchitecture(Architecture):
     kind = "fusion"
 
     def check(self) -> None:
-        for name in ("nodes", "candidates", "edges"):
+        super().check()
+        for name in ("candidates", "edges"):
             if not isinstance(getattr(self, name), list):
                 raise ValueError(f"{name} must be a list, not {getattr(self, name)!r}.")
-        check_spec(self.backbone)
         if self.activation not in ("relu", None):
             raise ValueError(f"activation must be 'relu' or null, not {self.activation!r}.")
-        for node in self.nodes:
-            types = {key: type(value) for key, value in node.items()} if isinstance(node, dict) else None
-            if types != {"path": str, "stage": int}:
-                raise ValueError(f"A node must have a path and a stage, a number, not {node!r}.")
         candidates = [self._edge(entry, {"probability"}) for entry in self.candidates]
         for entry in self.edges:
             if self._edge(entry, set()) not in candidates:
@@ -107,7 +100,7 @@ class FusionArchitecture(Architecture):
     def build(self, tasks: Sequence[Task] | None = None, backbone: Backbone | None = None) -> FusionNetwork:
         tasks = tasks_of(self, tasks)
         backbone = backbone_of(self.backbone, backbone)
-        check_paths([node["path"] for node in self.nodes], [node.path for node in backbone.nodes])
+        self.check_nodes(backbone)
         candidates = [self._edge(entry, {"probability"}) for entry in self.candidates]
         return FusionNetwork(tasks, backbone, candidates, self.chosen(), activation=self.activation)
 
@@ -123,20 +116,20 @@ def fusion_architecture(
     probabilities: Sequence[float] | None = None,
 ) -> FusionArchitecture:
     """The data of a network on a backbone of this `spec`; without edges, of single-task networks."""
-    listed: list[dict[str, Any]] = [dict(edge._asdict()) for edge in candidates]
+    entries: list[dict[str, Any]] = [dict(edge._asdict()) for edge in candidates]
     if probabilities is not None:
-        listed = [entry | {"probability": p} for entry, p in zip(listed, probabilities)]
+        entries = [entry | {"probability": p} for entry, p in zip(entries, probabilities)]
     return FusionArchitecture(
         tasks=specs_of(tasks),
         backbone=spec,
-        nodes=[{"path": node.path, "stage": node.stage} for node in nodes],
+        nodes=listed(nodes),
         activation=activation,
-        candidates=listed,
+        candidates=entries,
         edges=[dict(edge._asdict()) for edge in edges],
     )
 
 
-class FusionNetwork(nn.Module):
+class FusionNetwork(JoinedNetwork):
     """One backbone a task in lockstep, fusion layers on the way, and the tasks' heads.
 
     Args:
@@ -160,30 +153,20 @@ class FusionNetwork(nn.Module):
         momentum: float = 0.05,
         lr_factor: float = 1.0,
     ) -> None:
-        super().__init__()
-        names = [task.name for task in tasks]
-        nodes = backbone.nodes
-        self.layers = len(nodes)
-        self.axes = [node.axis for node in nodes]
+        super().__init__(*separate(tasks, backbone))
         self._connect(candidates, edges)
-        self.lockstep = Lockstep(
-            {name: backbone.again() if i else copy.deepcopy(backbone) for i, name in enumerate(names)}
-        )
-        fusions: dict[str, nn.ModuleDict] = {name: nn.ModuleDict() for name in names}
+        fusions: dict[str, nn.ModuleDict] = {task.name: nn.ModuleDict() for task in tasks}
         for (task, layer), sources in self.sources.items():
             fusions[task][str(layer)] = Fusion(
-                nodes[layer].channels,
-                [nodes[source_layer].channels for _, source_layer in sources],
+                self.nodes[layer].channels,
+                [self.nodes[source_layer].channels for _, source_layer in sources],
                 init_w_ti=init_w_ti,
                 activation=activation == "relu",
                 momentum=momentum,
-                axis=nodes[layer].axis,
+                axis=self.nodes[layer].axis,
                 lr_factor=lr_factor,
             )
         self.fusions: Any = nn.ModuleDict(fusions)
-        self.heads = nn.ModuleDict(
-            {task.name: task.head(backbone.channels, backbone.strides) for task in tasks}
-        )
 
     def _connect(self, candidates: Sequence[Edge], edges: Sequence[Edge]) -> None:
         self.sources: dict[Layer, list[Layer]] = {(edge.task, edge.layer): [] for edge in candidates}
@@ -222,13 +205,11 @@ class FusionNetwork(nn.Module):
             features.update({(task, layer): output for task, output in outputs.items()})
             return {task: self._fuse(task, layer, features, gates) for task in outputs if last[task] > layer}
 
-        pyramids = self.lockstep(image, list(last), exchange)
-        size = image.shape[-2:]
-        return {name: self.heads[name](pyramids[name], size) for name in wanted}
+        return self.predict(image, self.lockstep(image, list(last), exchange), wanted)
 
     def last_layers(self, wanted: Sequence[str]) -> dict[str, int]:
         """For each task that has to run, the wanted first, the last layer of it that is needed."""
-        last = dict.fromkeys(wanted, self.layers)
+        last = dict.fromkeys(wanted, len(self.nodes))
         open_tasks = list(wanted)
         while open_tasks:
             task = open_tasks.pop()
@@ -244,7 +225,7 @@ class FusionNetwork(nn.Module):
         own = features[task, layer]
         if (task, layer) not in self.sources:
             return own
-        axis = self.axes[layer]
+        axis = self.nodes[layer].axis
         sources = [resize(features[source], own, axis) for source in self.sources[task, layer]]
         here = self._gates[task, layer]
         fused: Tensor = self.fusions[task][str(layer)](

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
 from mtlsearch.data.bilevel import Bilevel
-from mtlsearch.multitask import MultiTask
-from mtlsearch.namespace import pl, rank_zero_info
+from mtlsearch.namespace import pl
 from mtlsearch.nn.gates import Gates, Relaxation, deterministic, relaxation_of
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.fusion import FusionArchitecture, FusionNetwork, candidate_edges, fusion_architecture
+from mtlsearch.searchers.joined import JoinedNetwork
 from mtlsearch.searchers.ranges import check_choice, check_ranges
+from mtlsearch.searchers.start import FromSingleTask
 from mtlsearch.supernet import Supernet
 from mtlsearch.task import Task, check_tasks
 
@@ -123,12 +123,12 @@ class FusionSupernet(Supernet):
     def extract(self, architecture: Architecture) -> FusionNetwork:
         return self.network.reduced(self.edges, FusionArchitecture.of(architecture).chosen())
 
-    def single_task(self) -> FusionNetwork:
+    def single_task(self) -> JoinedNetwork:
         """A copy of the backbones and heads alone."""
-        return self.network.reduced([], [])
+        return self.network.single_task()
 
 
-class MTLNAS(Searcher):
+class MTLNAS(FromSingleTask, Searcher):
     """Searches fusion edges between single-task networks.
 
     In a run, stage "single_task" trains the single-task networks in lockstep, unless `init` gives them, and
@@ -216,57 +216,18 @@ class MTLNAS(Searcher):
             seed=seed,
         )
         super().__init__(supernet, tasks, seed=seed, **{"stage": "search", **training})
-        self.training_arguments = training
         self.entropy_weight = entropy_weight
         self.entropy_warmup = entropy_warmup
         self.l1_weight = l1_weight
         self.temperature = temperature
         self.temperature_power = temperature_power
         self.samples = 0 if all_edges else samples
-        self.begin_single = single_task and init is None
-        if init is not None:
-            self.load_single_task(init)
+        self.start_from(
+            init, single_task, {name: value for name, value in training.items() if name != "arch_optimizer"}
+        )
 
-    def first_stage(self) -> MultiTask:
-        if not self.begin_single:
-            return self
-        training = {k: v for k, v in self.training_arguments.items() if k != "arch_optimizer"}
-        single = self.net.single_task()
-        return MultiTask(single, self.tasks, seed=self.seed, **{**training, "stage": "single_task"})
-
-    def next_stage(self, finished: MultiTask) -> MultiTask | None:
-        if finished is self:
-            return None
-        self.load_single_task(finished.network())
-        return self
-
-    def load_single_task(self, source: nn.Module | str | Path) -> None:
-        """Take over the weights of trained single-task networks: a module, or the folder of a run."""
-        if isinstance(source, nn.Module):
-            state = source.state_dict()
-        else:
-            path = Path(source) / "model.safetensors"
-            if not path.exists():
-                raise ValueError(
-                    f"init: {path} is not there. Give the folder of a finished run of single_task."
-                )
-            state = load_file(path)
-        own = self.net.single_task().state_dict()
-        wrong = sorted(key for key in own.keys() | state.keys() if _shape(own, key) != _shape(state, key))
-        if wrong:
-            raise ValueError(
-                f"init: the single-task networks do not fit: {len(wrong)} entries differ, such as {wrong[0]!r}. "
-                "Tasks and backbone must be the same."
-            )
-        self.net.network.load_state_dict(state, strict=False)
-        self.begin_single = False
-
-    def on_fit_start(self) -> None:
-        if self.begin_single:
-            rank_zero_info(
-                "The search starts from what the backbone holds; mtlsearch.search(...) would train the "
-                "single-task networks first, or give them as init=."
-            )
+    def joined(self) -> JoinedNetwork:
+        return self.net.network
 
     def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
         return Bilevel(datamodule, redraw=True, seed=self.seed)
@@ -284,7 +245,3 @@ class MTLNAS(Searcher):
         if self.l1_weight:
             terms["l1"] = self.l1_weight * self.net.gates.probabilities().mean()
         return terms
-
-
-def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None
