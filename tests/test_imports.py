@@ -13,11 +13,12 @@ ROOT = Path(mtlsearch.__file__).parent
 
 # Lower layers first; modules of one layer may import each other.
 LAYERS = [
-    {"files", "namespace", "task", "cost", "rundir", "optimizers"},
+    {"files", "namespace", "task", "cost", "rundir", "optimizers", "budget"},
     {"backbones"},
     {"nn"},
     {"tasks"},
     {"architecture"},
+    {"balancing"},
     {"supernet", "multitask"},
     {"data"},
     {"searcher", "callbacks"},
@@ -116,7 +117,7 @@ def test_only_run_imports_hydra():
     assert found == {"run"}
 
 
-@pytest.mark.parametrize("name", ["timm", "wandb", "albumentations"])
+@pytest.mark.parametrize("name", ["timm", "wandb", "albumentations", "torchjd"])
 def test_heavy_packages_are_imported_inside_functions(name):
     early = [p for p in FILES for n, at_once in imports_of(p) if at_once and n.split(".")[0] == name]
     assert not early

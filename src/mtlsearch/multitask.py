@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mtlsearch.budget import GROUPS, ImageCount
 from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.statistics import average_buffers
 from mtlsearch.optimizers import ADAMW, MakeOptimizer, poly, scaled_optimizer
@@ -17,8 +19,6 @@ from mtlsearch.task import Task, check_tasks
 from mtlsearch.tasks.evaluation import Evaluation
 
 Batch = Mapping[str, Any]
-GROUPS = ("weights", "arch")
-"""The parameter groups, each with an optimiser of its own, in this order."""
 
 
 def parts_of(batch: Batch) -> list[Batch]:
@@ -50,6 +50,8 @@ class MultiTask(pl.LightningModule):
     """Whether a run computes BatchNorm's running statistics anew for the finished network."""
     single_task_backbone_params: int | None = None
     """Parameters of the backbones of single-task networks, heads left out, to compare with."""
+    inherited_run: Path | None = None
+    """The run whose weights the training begins with, if it does with those of one."""
 
     def __init__(
         self,
@@ -77,6 +79,7 @@ class MultiTask(pl.LightningModule):
         self.stage = stage
         self._metrics: Any = nn.ModuleDict({split: Evaluation(self.tasks) for split in ("val", "test")})
         self._seen: dict[str, Tensor] = {}
+        self.images = ImageCount(self.tasks)
 
     # What a kind of training overrides.
 
@@ -119,8 +122,10 @@ class MultiTask(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._seen = {task.name: torch.zeros((), device=self.device) for task in self.tasks}
+        self.images.start(self.device)
 
     def on_train_epoch_end(self) -> None:
+        self.images.finish()
         average_buffers(self.net)
         for name, count in self._seen.items():
             if not count:
@@ -135,6 +140,12 @@ class MultiTask(pl.LightningModule):
                 "checkpoint is intact: take a lower learning rate, or clip gradients."
             )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["images"] = self.images.by_group
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.images.by_group = checkpoint["images"]
+
     def training_step(self, batch: Any, batch_index: int) -> None:
         self.update("weights", self._checked(batch), batch_index)
 
@@ -142,6 +153,7 @@ class MultiTask(pl.LightningModule):
         """One update of a group's parameters on one batch."""
         number = GROUPS.index(group)
         self.seed_step(batch_index, group)
+        self.images.see(group, parts_of(batch), self.active(batch, batch_index))
         progress = self.progress(batch_index)
         terms = self.terms(group, batch, batch_index)
         optimizers = self.optimizers()
@@ -170,8 +182,7 @@ class MultiTask(pl.LightningModule):
 
     def terms(self, group: str, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """What an update minimises the sum of, by name: here the weighted loss of each task."""
-        labelled = [task for task in self.tasks if any(task.name in part for part in parts_of(batch))]
-        active = [task.name for task in self.active_tasks(labelled, batch_index)]
+        active = self.active(batch, batch_index)
         predictions: dict[str, Tensor] = {}
         targets: dict[str, Any] = {}
         for part in parts_of(batch):
@@ -189,6 +200,11 @@ class MultiTask(pl.LightningModule):
             self.log(f"train/{group}/{name}", mean, on_step=False, on_epoch=True, batch_size=1)
         self.check_finite(means, group, batch_index)
         return terms
+
+    def active(self, batch: Batch, batch_index: int) -> list[str]:
+        """The names of the tasks whose losses a step takes."""
+        labelled = [task for task in self.tasks if any(task.name in part for part in parts_of(batch))]
+        return [task.name for task in self.active_tasks(labelled, batch_index)]
 
     def losses(
         self, predictions: Mapping[str, Tensor], batch: Batch

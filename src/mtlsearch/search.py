@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 
 from mtlsearch import callbacks, files
 from mtlsearch.architecture import Architecture
+from mtlsearch.budget import INIT, ImageCount, budget, of_run
 from mtlsearch.cost import backbone_params, cost
 from mtlsearch.multitask import Batch, MultiTask, parts_of
 from mtlsearch.namespace import check_trainer, pl, rank_zero_info
@@ -66,10 +67,12 @@ def search(
     if (dir / "metrics.json").exists():
         network = load(dir, searcher.tasks)
         return Result(read_architecture(dir), network, json.loads((dir / "metrics.json").read_text()))
-    seconds = {}
+    seconds: dict[str, float] = {}
+    images: dict[str, ImageCount] = {}
     stage = searcher.first_stage()
     while stage is not None:
         seconds[stage.stage] = fit(stage, datamodule, trainer(stage.stage), dir)
+        images[stage.stage] = stage.images
         stage = searcher.next_stage(stage)
     evaluator = trainer("evaluate")
     finalists = [(architecture, network.eval()) for architecture, network in searcher.finalists()]
@@ -82,7 +85,7 @@ def search(
         metrics["cost"] = cost(network.cpu(), image, [task.name for task in searcher.tasks])
         if searcher.single_task_backbone_params is not None:
             metrics["cost"]["single_task_backbone_params"] = searcher.single_task_backbone_params
-        metrics["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
+        metrics |= spent(searcher, images, seconds, metrics.get("chosen", 0))
         files.write(dir / "architecture.json", architecture.to_json())
         files.write(dir / "model.safetensors", save(_whole(network)))
         files.write(dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
@@ -102,6 +105,26 @@ def fit(stage: MultiTask, datamodule: pl.LightningDataModule, trainer: pl.Traine
     if trainer.interrupted:
         raise KeyboardInterrupt
     return clock.seconds
+
+
+def spent(
+    searcher: Any, images: Mapping[str, ImageCount], seconds: Mapping[str, float], chosen: int
+) -> Metrics:
+    """Seconds and labelled images by stage, and the budget that they come to."""
+    carried = searcher.carried(list(images), chosen)
+    weights = {stage: count.by_group["weights"] for stage, count in images.items()}
+    arch = {stage: count.by_group["arch"] for stage, count in images.items()}
+    arch = {stage: counts for stage, counts in arch.items() if any(counts.values())}
+    if searcher.inherited_run is not None:
+        given, before = of_run(searcher.inherited_run)
+        weights, seconds, carried = {INIT: given, **weights}, {INIT: before, **seconds}, [INIT, *carried]
+    return {
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "images": weights,
+        "arch_images": arch,
+        "carried": carried,
+        "budget": budget(weights, arch, carried, [task.name for task in searcher.tasks]),
+    }
 
 
 def recompute(

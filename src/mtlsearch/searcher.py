@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -64,6 +64,10 @@ class Searcher(MultiTask):
     def next_stage(self, finished: MultiTask) -> MultiTask | None:
         """The stage after one that is finished; None when there is no more."""
         return None if finished is self else self
+
+    def carried(self, stages: Sequence[str], chosen: int) -> list[str]:
+        """Of the stages of a run those whose weights the finalist of this number has: by default of all."""
+        return list(stages)
 
     # What a search ends in.
 

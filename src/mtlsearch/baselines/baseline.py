@@ -33,6 +33,10 @@ class Baseline(MultiTask):
     def next_stage(self, finished: MultiTask) -> MultiTask | None:
         return None
 
+    def carried(self, stages: Sequence[str], chosen: int) -> list[str]:
+        """Of the stages of a run those whose weights the finalist of this number has."""
+        return list(stages)
+
     def derive(self) -> Architecture:
         return self.architecture
 

@@ -219,6 +219,9 @@ class AdaShare(Searcher):
         following = stages.index(finished) + 1
         return stages[following] if following < len(stages) else None
 
+    def carried(self, stages: Sequence[str], chosen: int) -> list[str]:
+        return [self._finalists[chosen][1].stage] if self.retrain else [self.stage]
+
     def candidates(self) -> list[PolicyArchitecture]:
         """The architectures to train: distinct draws from the policy, or the most probable one."""
         if not self.drawn or self.net.network.predictor is not None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlsearch.data.bilevel import Bilevel
-from mtlsearch.multitask import Batch
+from mtlsearch.multitask import Batch, parts_of
 from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.operations import OPERATIONS
 from mtlsearch.searcher import Searcher
@@ -142,6 +142,7 @@ class CellSearch(Searcher):
 
         The step that it looks through is one of plain gradient descent at the weights' learning rate.
         """
+        self.images.see("arch", parts_of(batch), self.active(batch, batch_index))
         arch, weights = self.net.arch_parameters(), self.parameters_of("weights")
         optimizers: Any = self.optimizers()
         rate = optimizers[0].param_groups[0]["lr"]

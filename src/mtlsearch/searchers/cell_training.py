@@ -67,9 +67,18 @@ class Inheritance:
 
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
+        self.carried: dict[str, set[str]] = {}
+        """By stage, the stages whose weights its network has, itself included."""
+        self._origins: dict[str, set[str]] = {}
 
-    def keep(self, module: nn.Module, parts: Sequence[str]) -> None:
-        """Keep these parts of a network, or of a search space and of the network derived from it."""
+    def keep(self, module: nn.Module, stage: str, parts: Sequence[str]) -> None:
+        """Keep these parts of a stage's network, or of its search space and of the network derived from that."""
+        before = dict(self.weights)
+        self._keep(module, parts)
+        changed = [name for name, value in self.weights.items() if before.get(name) is not value]
+        self._origins |= dict.fromkeys(changed, self.carried.setdefault(stage, {stage}))
+
+    def _keep(self, module: nn.Module, parts: Sequence[str]) -> None:
         own = module.state_dict()
         if not isinstance(module, CellSupernet):
             prefixes = tuple(f"{part}." for part in parts)
@@ -85,6 +94,7 @@ class Inheritance:
         """Copy what fits, and say how much did."""
         own = module.state_dict()
         fitting = {k: v for k, v in self.weights.items() if k in own and own[k].shape == v.shape}
+        self.carried[stage] = {stage}.union(*(self._origins[name] for name in fitting))
         if not fitting:
             return
         module.load_state_dict(fitting, strict=False)

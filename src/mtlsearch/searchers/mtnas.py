@@ -256,28 +256,34 @@ class MTNAS(CellSearch):
 
         return self._auxiliary[0] if self._auxiliary[0] is not None else Shapes(seed=self.seed)
 
+    def carried(self, stages: Sequence[str], chosen: int) -> list[str]:
+        last = self._finalists[chosen][1].stage
+        carried = self._inheritance.carried.get(last, {last})  # what is trained from scratch inherits nothing
+        return [stage for stage in stages if stage in carried]
+
     # What passes from stage to stage.
 
     def _learn(self, finished: MultiTask) -> None:
         """Keep the cells and the weights of a stage."""
         stage = finished.stage
+        keep = partial(self._inheritance.keep, finished.net, stage)
         if isinstance(finished, CellSearch):
             architecture = finished.net.derive()
             found = {BACKBONE: architecture.backbone_cells, **architecture.branch_cells}
             if stage.startswith("branch_"):
                 name = stage.removeprefix("branch_")
                 self._cells[name] = found[name]
-                self._inheritance.keep(finished.net, ("paths", "branches", "heads"))
+                keep(("paths", "branches", "heads"))
             elif stage == "presearch":
                 if self.method == "proxy":
                     self._cells = dict.fromkeys(self._cells, found[BACKBONE])
                 self._cells[BACKBONE] = found[BACKBONE]
-                self._inheritance.keep(finished.net, ("trunk",))
+                keep(("trunk",))
             else:
                 self._cells |= found
-                self._inheritance.keep(finished.net, ("trunk", "paths", "branches", "heads"))
+                keep(("trunk", "paths", "branches", "heads"))
         elif stage == "pretrain":
-            self._inheritance.keep(finished.net, ("trunk",))
+            keep(("trunk",))
 
     # What the search ends in.
 
