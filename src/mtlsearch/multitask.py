@@ -11,14 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mtlsearch.balancing import Balancing, Fixed, Step
 from mtlsearch.budget import GROUPS, ImageCount
 from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.statistics import average_buffers
-from mtlsearch.optimizers import ADAMW, MakeOptimizer, poly, scaled_optimizer
+from mtlsearch.optimizers import ADAMW, MakeOptimizer, add_learnt, poly, scaled_optimizer
 from mtlsearch.task import Task, check_tasks
 from mtlsearch.tasks.evaluation import Evaluation
 
 Batch = Mapping[str, Any]
+FIXED = Fixed()
 
 
 def parts_of(batch: Batch) -> list[Batch]:
@@ -39,6 +41,8 @@ class MultiTask(pl.LightningModule):
         optimizer: makes the optimiser from parameter groups. A module may declare `lr_factors`, {"weight":
             10.0}: factors on the learning rate of its own parameters.
         schedule: from progress in [0, 1] to a factor on the learning rate.
+        balancing: of the tasks' losses, see `mtlsearch.balancing`; by default the sum of them, each times
+            `Task.weight`. Arch parameters always descend on that sum.
         clip: largest norm of the weights' gradient; 0: unlimited.
         accumulate: batches a step.
         seed: of dropout and whatever else the network draws.
@@ -60,6 +64,7 @@ class MultiTask(pl.LightningModule):
         *,
         optimizer: MakeOptimizer = ADAMW,
         schedule: Callable[[float], float] = poly,
+        balancing: Balancing | None = None,
         clip: float = 0.0,
         accumulate: int = 1,
         seed: int = 0,
@@ -72,6 +77,7 @@ class MultiTask(pl.LightningModule):
         self.tasks = check_tasks(tasks)
         self.optimizer = optimizer
         self.schedule = schedule
+        self.balancing = (balancing or FIXED).for_tasks(self.tasks)
         self.clip = clip
         self.accumulate = accumulate
         self.seed = seed
@@ -79,6 +85,7 @@ class MultiTask(pl.LightningModule):
         self.stage = stage
         self._metrics: Any = nn.ModuleDict({split: Evaluation(self.tasks) for split in ("val", "test")})
         self._seen: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}
         self.images = ImageCount(self.tasks)
 
     # What a kind of training overrides.
@@ -106,7 +113,8 @@ class MultiTask(pl.LightningModule):
     # Training.
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [scaled_optimizer(self.optimizer, self.net, self.parameters_of("weights"))]
+        optimizer = scaled_optimizer(self.optimizer, self.net, self.parameters_of("weights"))
+        return [add_learnt(optimizer, self.balancing)]
 
     def progress(self, batch_index: int) -> float:
         """How much of the training is over before this batch of the current epoch, in [0, 1]."""
@@ -127,6 +135,7 @@ class MultiTask(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         self.images.finish()
         average_buffers(self.net)
+        self.balancing.end_epoch()
         for name, count in self._seen.items():
             if not count:
                 raise ValueError(
@@ -158,9 +167,21 @@ class MultiTask(pl.LightningModule):
         terms = self.terms(group, batch, batch_index)
         optimizers = self.optimizers()
         optimizer = optimizers[number] if isinstance(optimizers, list) else optimizers
-        self.manual_backward(torch.stack(list(terms.values())).sum() / self.accumulate)
         last = batch_index + 1 == self.trainer.num_training_batches
-        if last or (batch_index + 1) % self.accumulate == 0:
+        step = Step(
+            terms,
+            self._values,
+            [p for parameters in optimizer.param_groups for p in parameters["params"]],
+            self.manual_backward,
+            self.accumulate,
+            ends=last or (batch_index + 1) % self.accumulate == 0,
+            progress=progress,
+            precision=str(self.trainer.precision),
+        )
+        factors = (self.balancing if group == "weights" else FIXED).backward(step)
+        for name, factor in factors.items():
+            self.log(f"train/weight/{name}", factor, on_step=False, on_epoch=True, batch_size=1)
+        if step.ends:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = parameters["initial_lr"] * self.schedule_of(group, progress)
             optimizer.step()
@@ -177,7 +198,8 @@ class MultiTask(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.clip and optimizer is _bare(self.optimizers())[0]:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            groups = [group for group in optimizer.param_groups if group.get("clipped", True)]
+            parameters = [p for group in groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
 
     def terms(self, group: str, batch: Batch, batch_index: int) -> dict[str, Tensor]:
@@ -225,14 +247,16 @@ class MultiTask(pl.LightningModule):
             dist.all_reduce(sums)
             world = dist.get_world_size()
         terms, means = {}, {}
-        elsewhere = world > 1 and len(totals) < len(self.tasks)
-        there = (sums[1] > 0).tolist() if elsewhere else [False] * len(self.tasks)
+        self._values = {}
+        there = (sums[1] > 0).tolist()
         for i, task in enumerate(self.tasks):
             count = sums[1, i].clamp(min=1)
             if task.name in totals:
                 terms[task.name] = task.weight * totals[task.name] * (world / count)
             if task.name in totals or there[i]:
                 means[task.name] = sums[0, i] / count
+            if there[i]:
+                self._values[task.name] = task.weight * means[task.name]
             if task.name in self._seen:
                 self._seen[task.name] += sums[1, i]
         return terms, means

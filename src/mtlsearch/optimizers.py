@@ -41,3 +41,14 @@ def scaled_optimizer(
         group["lr"] *= group["lr_factor"]
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def add_learnt(optimizer: torch.optim.Optimizer, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser with a module's parameters beside its own, without weight decay and outside clipping."""
+    factors = getattr(module, "lr_factors", {})
+    for name, parameter in module.named_parameters():
+        factor = factors.get(name, 1.0)
+        rate = factor * optimizer.defaults["lr"]
+        group = {"params": [parameter], "lr_factor": factor, "lr": rate, "initial_lr": rate, "clipped": False}
+        optimizer.add_param_group({**group, "weight_decay": 0.0})
+    return optimizer

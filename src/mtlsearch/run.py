@@ -207,7 +207,9 @@ def make(settings: Settings) -> tuple[Any, Any]:
     if settings["objective"] not in known:
         raise ValueError(unknown("objective", settings["objective"], known))
     backbone = build(settings["backbone"]) if settings["backbone"] else None
-    return datamodule, build(settings["searcher"], tasks, backbone, seed=seed)
+    balancing = settings.get("balancing") or {}  # a run that was begun before there was any has no such group
+    others = {"balancing": build(balancing)} if "_target_" in balancing else {}
+    return datamodule, build(settings["searcher"], tasks, backbone, seed=seed, **others)
 
 
 def make_datamodule(settings: Settings) -> Any:
