@@ -9,7 +9,16 @@ result.network(image)  # {task: prediction}
 
 from mtlsearch import backbones, data, tasks
 from mtlsearch.architecture import Architecture
-from mtlsearch.baselines import Baseline, HardSharing, RandomPolicy, SingleTask, StochasticDepth
+from mtlsearch.baselines import (
+    MTAN,
+    Baseline,
+    HardSharing,
+    RandomPolicy,
+    RandomSearch,
+    SingleTask,
+    StochasticDepth,
+    TripleNet,
+)
 from mtlsearch.cost import cost
 from mtlsearch.multitask import MultiTask
 from mtlsearch.search import Result, load, search
@@ -21,6 +30,7 @@ from mtlsearch.task import Target, Task
 __version__ = "0.1.0"
 
 __all__ = [
+    "MTAN",
     "MTLNAS",
     "MTNAS",
     "AdaShare",
@@ -29,6 +39,7 @@ __all__ = [
     "HardSharing",
     "MultiTask",
     "RandomPolicy",
+    "RandomSearch",
     "Result",
     "Searcher",
     "SingleTask",
@@ -36,6 +47,7 @@ __all__ = [
     "Supernet",
     "Target",
     "Task",
+    "TripleNet",
     "backbones",
     "cost",
     "data",

@@ -87,6 +87,10 @@ class Searcher(MultiTask):
         """What a run evaluates, each with its trained network: the best on validation data is its result."""
         return [(self.derive(), self.network())]
 
+    def search_space(self) -> Supernet:
+        """A supernet of all architectures in which the search can end."""
+        return self.net
+
     # How it trains.
 
     def parameters_of(self, group: str) -> list[nn.Parameter]:

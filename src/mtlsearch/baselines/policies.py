@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
 from mtlsearch.baselines.baseline import Baseline
+from mtlsearch.baselines.candidates import Candidates
 from mtlsearch.cost import backbone_params
-from mtlsearch.multitask import MultiTask
 from mtlsearch.nn.branches import Gates
 from mtlsearch.searchers.policy import PolicyArchitecture, PolicyNetwork, Selection, policy_architecture
 from mtlsearch.task import Task
@@ -90,10 +90,8 @@ class StochasticDepth(HardSharing):
         self.net.survival = survival
 
 
-class RandomPolicy(Baseline):
+class RandomPolicy(Candidates):
     """Random select-or-skip policies with a given number of skips (AdaShare's "Random #1" and "#2").
-
-    Stages "train_1", "train_2", ... each train one; the best on validation data is the result.
 
     Args:
         tasks: K >= 1.
@@ -138,30 +136,14 @@ class RandomPolicy(Baseline):
         generator = torch.Generator().manual_seed(seed)
         empty = policy_architecture(tasks, backbone)
         selections = [draw(names, len(empty.blocks), skips, generator) for _ in range(samples)]
-        stages: list[tuple[PolicyArchitecture, PolicyNetwork]] = []
+        candidates: list[tuple[Architecture, nn.Module]] = []
         for selection in selections:
             torch.manual_seed(seed)
             fresh = backbone.again()
-            stages.append(
-                (policy_architecture(tasks, fresh, selection), PolicyNetwork(tasks, fresh, selection))
-            )
-        (architecture, network), *others = stages
-        super().__init__(architecture, network, tasks, seed=seed, **{"stage": "train_1", **training})
+            network = PolicyNetwork(tasks, fresh, selection)
+            candidates.append((policy_architecture(tasks, fresh, selection), network))
+        super().__init__(candidates, tasks, seed=seed, **training)
         self.single_task_backbone_params = len(self.tasks) * backbone_params(backbone)
-        training = {**training, "seed": seed}
-        self._others = [
-            (chosen, MultiTask(net, tasks, **{**training, "stage": f"train_{i}"}))
-            for i, (chosen, net) in enumerate(others, start=2)
-        ]
-
-    def next_stage(self, finished: MultiTask) -> MultiTask | None:
-        stages = [self, *(stage for _, stage in self._others)]
-        following = stages.index(finished) + 1
-        return stages[following] if following < len(stages) else None
-
-    def finalists(self) -> list[tuple[Architecture, nn.Module]]:
-        others = [(architecture, stage.network()) for architecture, stage in self._others]
-        return [(self.architecture, self.network()), *others]
 
 
 def draw(

@@ -78,13 +78,6 @@ def draw(operations: Tensor, edges: Tensor, generator: torch.Generator) -> Pairs
     return pairs
 
 
-def random_cells(generator: torch.Generator) -> dict[str, Pairs]:
-    """A pair of cells from the uniform distribution over the search space."""
-    operations = torch.ones(len(EDGES), len(OPERATIONS))
-    operations[:, NONE] = 0
-    return {kind: draw(operations, torch.ones(len(EDGES)), generator) for kind in KINDS}
-
-
 class SearchedCell(MixedCell):
     """A mixed cell that takes its gates from those that its supernet has drawn."""
 

@@ -21,7 +21,7 @@ from mtlsearch.nn.categorical import RELAXATIONS
 from mtlsearch.nn.gates import Relaxation, relaxation_of
 from mtlsearch.optimizers import MakeOptimizer
 from mtlsearch.searchers.cell_search import CellSearch
-from mtlsearch.searchers.cell_supernet import CellSupernet, random_cells
+from mtlsearch.searchers.cell_supernet import CellSupernet
 from mtlsearch.searchers.cell_training import CellTraining, Inheritance
 from mtlsearch.searchers.cells import BACKBONE, Cells, CellsArchitecture, cells_architecture
 from mtlsearch.searchers.genotypes import HANDMADE
@@ -29,7 +29,7 @@ from mtlsearch.task import Task, check_tasks
 
 SGD: MakeOptimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=3e-5)
 ARCH_ADAM: MakeOptimizer = partial(torch.optim.Adam, lr=0.03, betas=(0.5, 0.999))
-METHODS = ("two_stage", "together", "proxy", "random")
+METHODS = ("two_stage", "together", "proxy")
 
 
 class MTNAS(CellSearch):
@@ -47,8 +47,8 @@ class MTNAS(CellSearch):
         pretrained: of a timm backbone: start from timm's weights.
         method: "two_stage", the paper's; "together" searches branches and backbone at the same time (Table 1,
             "Co-search"); "proxy" searches on the auxiliary data alone and uses these cells everywhere (Table 1,
-            "Search on proxy tasks": DARTS; with `partial` PC-DARTS; with `max_skips` DARTS+); "random" trains
-            `samples` random architectures and takes the best on validation data.
+            "Search on proxy tasks": DARTS; with `partial` PC-DARTS; with `max_skips` DARTS+). "Random search" is
+            `RandomSearch`.
         search_branches: False takes `branches`.
         presearch, search_backbone: which of the two searches of the backbone take place.
         pretrain: train the derived backbone's weights on the auxiliary data before finetuning.
@@ -62,7 +62,6 @@ class MTNAS(CellSearch):
             "branch" standing for all branches.
         max_skips: when the pre-search stops, T.
         train_branches: whether the search of the backbone trains the branches' weights.
-        samples: how many random architectures.
         finetune_optimizer: for pre-training and finetuning; by default that of the search.
         training: as for `CellSearch`, `Searcher` and `MultiTask`.
 
@@ -93,7 +92,6 @@ class MTNAS(CellSearch):
         max_steps: int | Mapping[str, int] | None = None,
         max_skips: int | None = 2,
         train_branches: bool = True,
-        samples: int = 4,
         finetune_optimizer: MakeOptimizer | None = None,
         optimizer: MakeOptimizer = SGD,
         arch_optimizer: MakeOptimizer = ARCH_ADAM,
@@ -106,8 +104,6 @@ class MTNAS(CellSearch):
             raise ValueError(f"A task cannot be called {BACKBONE!r} here: rename it.")
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}.")
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, not {samples}.")
         if backbone is not None and (method != "two_stage" or presearch or search_backbone):
             raise ValueError(
                 f"The backbone of mtnas is the searched one: {_name(backbone)} cannot be given beside it. Leave "
@@ -118,7 +114,14 @@ class MTNAS(CellSearch):
                 f"channels must be a multiple of {4 * max(partial, 1)}, 4 times partial, not {channels}: the last "
                 "cell of a branch has a quarter of them."
             )
-        if pretrain and (backbone is not None or method == "random"):
+        if method != "two_stage" and not (
+            search_branches and search_backbone and (presearch or method == "together")
+        ):
+            raise ValueError(
+                f"method={method} searches all cells at once: leave search_branches, presearch and search_backbone "
+                "as they are, they are for two_stage."
+            )
+        if pretrain and backbone is not None:
             raise ValueError("pretrain trains a searched backbone: it cannot be set where there is none.")
         if branches and search_branches and method == "two_stage":
             raise ValueError("branches are searched here: leave branches= out, or set search_branches=false.")
@@ -153,7 +156,7 @@ class MTNAS(CellSearch):
             **{"stage": "backbone", **training},
         )
         self.method = method
-        self.plan = _plan(names, method, search_branches, presearch, search_backbone, pretrain, samples)
+        self.plan = _plan(names, method, search_branches, presearch, search_backbone, pretrain)
         self.layout, self.space, self.searched = stack, space, searched
         self.caps, self.skips = max_steps, max_skips
         self.training_arguments = {"optimizer": optimizer, "arch_optimizer": arch_optimizer, **training}
@@ -232,15 +235,10 @@ class MTNAS(CellSearch):
 
     def _finetune(self, stage: str) -> MultiTask:
         backbone = self._backbone[0]
-        cells = self._cells
-        if self.method == "random":
-            generator = torch.Generator().manual_seed(self.seed * 1000 + int(stage.rpartition("_")[2]))
-            cells = {owner: random_cells(generator) for owner in self._cells}
         spec = backbone.spec if backbone is not None else None
-        architecture = cells_architecture(self.tasks, cells, self.layout, spec)
+        architecture = cells_architecture(self.tasks, self._cells, self.layout, spec)
         network = architecture.build(self.tasks, backbone.again() if backbone is not None else None)
-        if self.method != "random":
-            self._inheritance.hand_to(network, stage)
+        self._inheritance.hand_to(network, stage)
         module = CellTraining(network, self.tasks, **self._finetuning(stage))
         self._finalists.append((architecture, module))
         return module
@@ -290,6 +288,12 @@ class MTNAS(CellSearch):
     def supernet(self) -> CellSupernet | None:
         return self.net if "backbone" in self.plan else None
 
+    def search_space(self) -> CellSupernet:
+        backbone = self._backbone[0]
+        owners = [name for name in self._cells if name != BACKBONE or backbone is None]
+        again = backbone.again() if backbone is not None else None
+        return CellSupernet(self.tasks, {owner: owner for owner in owners}, {}, backbone=again, **self.space)
+
     def derive(self) -> CellsArchitecture:
         return self._finalists[0][0] if self._finalists else self.net.derive()
 
@@ -309,11 +313,8 @@ def _plan(
     presearch: bool,
     search_backbone: bool,
     pretrain: bool,
-    samples: int,
 ) -> list[str]:
     """The stages' names in order."""
-    if method == "random":
-        return [f"finetune_{i + 1}" for i in range(samples)]
     end = (["pretrain"] if pretrain else []) + ["finetune"]
     if method == "proxy":
         return ["presearch", *end]

@@ -1,0 +1,92 @@
+"""Random search over the space of any searcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mtlsearch.architecture import Architecture
+from mtlsearch.backbones import Backbone, load
+from mtlsearch.baselines.candidates import Candidates
+from mtlsearch.namespace import rank_zero_info
+from mtlsearch.searcher import Searcher
+from mtlsearch.searchers import MTLNAS, MTNAS, AdaShare
+from mtlsearch.supernet import Supernet
+from mtlsearch.task import Task
+
+SPACES: dict[str, Callable[..., Searcher]] = {"mtlnas": MTLNAS, "adashare": AdaShare, "mtnas": MTNAS}
+
+
+class RandomSearch(Candidates):
+    """Draws architectures from the uniform distribution over a search space, trains each, and takes the best.
+
+    Li and Talwalkar, "Random Search and Reproducibility for Neural Architecture Search", UAI 2019. Every
+    architecture has the same share of the budget: a stage "train_1", "train_2", ... of as many epochs, from fresh
+    weights. The best on validation data is the result: test data play no part.
+
+    Args:
+        tasks: K >= 1.
+        backbone: as for the searcher whose space it is; None: its default.
+        pretrained: start from timm's weights.
+        space: "mtlnas", "adashare", "mtnas", or a function of (tasks, backbone, seed=...) that makes a `Searcher`.
+        arguments: of that searcher, as far as they say what the space is.
+        samples: how many architectures, at least 1.
+        seed: of the draws, the initial weights and the training.
+        training: as for `MultiTask`.
+
+    Raises:
+        ValueError: an unknown space, too few samples, arguments that the searcher refuses.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        backbone: str | Backbone | None = None,
+        *,
+        pretrained: bool = False,
+        space: str | Callable[..., Searcher] = "mtlnas",
+        arguments: Mapping[str, Any] | None = None,
+        samples: int = 4,
+        seed: int = 0,
+        **training: Any,
+    ) -> None:
+        if isinstance(space, str) and space not in SPACES:
+            raise ValueError(f"space must be one of {', '.join(SPACES)}, or a function, not {space!r}.")
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, not {samples}.")
+        if pretrained and backbone is None:
+            raise ValueError("pretrained needs a backbone: name one.")
+        if isinstance(backbone, str):
+            backbone = load(backbone, pretrained=pretrained)
+        make = SPACES[space] if isinstance(space, str) else space
+        settings = dict(arguments or {})
+        if space == "mtnas" and backbone is not None:  # its branches are the space
+            settings = {"presearch": False, "search_backbone": False, **settings}
+        searcher = make(tasks, *([backbone] if backbone is not None else []), seed=seed, **settings)
+        candidates = []
+        for architecture in distinct(searcher.search_space(), samples, seed):
+            torch.manual_seed(seed)
+            fresh = backbone.again() if backbone is not None else None
+            candidates.append((architecture, architecture.build(tasks, fresh)))
+        super().__init__(candidates, tasks, seed=seed, **training)
+        self.recomputes_statistics = searcher.recomputes_statistics
+        self.single_task_backbone_params = searcher.single_task_backbone_params
+
+
+def distinct(space: Supernet, count: int, seed: int) -> list[Architecture]:
+    """So many architectures of a space, each as likely as any other, or all that it has if they are fewer."""
+    with torch.no_grad():
+        for parameter in space.arch_parameters():
+            parameter.zero_()
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, Architecture] = {}
+    for _ in range(20 * count):
+        sample = space.sample(generator)
+        found.setdefault(sample.to_json(), sample)
+        if len(found) == count:
+            break
+    if len(found) < count:
+        rank_zero_info(f"The space is so small that {20 * count} draws were {len(found)} architectures.")
+    return list(found.values())
