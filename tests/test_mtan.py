@@ -41,7 +41,7 @@ def test_masks_lie_in_zero_to_one_and_differ_by_task(backbone, training):
     strides = [stride for stride in network.backbone.strides if stride >= 4]
     for of_task in masks.values():
         assert len(of_task) == len(strides)
-        assert all(0 <= mask.min() and mask.max() <= 1 for mask in of_task)
+        assert all(mask.min() >= 0 and mask.max() <= 1 for mask in of_task)
         assert of_task[0].std() > 0
     assert not torch.equal(masks["semantic"][-1], masks["depth"][-1])
 
@@ -127,7 +127,7 @@ def test_swin_is_taken_and_a_vit_is_refused():
     swin = ms.backbones.load("swin_tiny_patch4_window7_224", size=64, window_size=2)
     network = ms.MTAN(make_tasks("depth"), swin).net.eval()
     assert network(image(64, 64, 1))["depth"].shape == (1, 1, 64, 64)
-    with pytest.raises(ValueError, match="stages of feature maps .* gives .*1, 5, 64.* Swin"):
+    with pytest.raises(ValueError, match=r"stages of feature maps .* gives .*1, 5, 64.* Swin"):
         ms.MTAN(make_tasks(), ms.backbones.load("test_vit", size=32))
     with pytest.raises(ValueError, match="reduction must be at least 1"):
         make(reduction=0)
