@@ -13,7 +13,7 @@ ROOT = Path(mtlsearch.__file__).parent
 
 # Lower layers first; modules of one layer may import each other.
 LAYERS = [
-    {"files", "namespace", "task", "cost", "rundir", "optimizers", "budget"},
+    {"files", "namespace", "task", "cost", "rundir", "optimizers", "checks", "budget"},
     {"backbones"},
     {"nn"},
     {"tasks"},

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from mtlsearch.balancing import Balancing, Fixed, Step
 from mtlsearch.budget import GROUPS, ImageCount
+from mtlsearch.checks import check_epoch, check_finite, checked_batch
 from mtlsearch.namespace import pl, rank_zero_info
 from mtlsearch.nn.statistics import average_buffers
-from mtlsearch.optimizers import ADAMW, MakeOptimizer, add_learnt, poly, scaled_optimizer
+from mtlsearch.optimizers import ADAMW, MakeOptimizer, add_learnt, bare, poly, scaled_optimizer
 from mtlsearch.task import Task, check_tasks
 from mtlsearch.tasks.evaluation import Evaluation
 
@@ -136,18 +137,7 @@ class MultiTask(pl.LightningModule):
         self.images.finish()
         average_buffers(self.net)
         self.balancing.end_epoch()
-        for name, count in self._seen.items():
-            if not count:
-                raise ValueError(
-                    f"Task {name!r} had no label in the whole of epoch {self.current_epoch}: leave it out of "
-                    "`tasks`, name its targets after it, or take more batches an epoch."
-                )
-        broken = [name for name, parameter in self.net.named_parameters() if not parameter.isfinite().all()]
-        if broken:  # a loss may be finite and its gradient not
-            raise ValueError(
-                f"{broken[0]!r} is no longer finite at the end of epoch {self.current_epoch}. The last "
-                "checkpoint is intact: take a lower learning rate, or clip gradients."
-            )
+        check_epoch(self._seen, self.net, self.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images"] = self.images.by_group
@@ -197,7 +187,7 @@ class MultiTask(pl.LightningModule):
         return self.schedule(progress)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.clip and optimizer is _bare(self.optimizers())[0]:
+        if self.clip and optimizer is bare(self.optimizers())[0]:
             groups = [group for group in optimizer.param_groups if group.get("clipped", True)]
             parameters = [p for group in groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self.clip)
@@ -263,32 +253,11 @@ class MultiTask(pl.LightningModule):
 
     def check_finite(self, values: Mapping[str, Tensor], group: str, batch_index: int) -> None:
         """Raise a ValueError that names step and term where a value is not a finite number."""
-        if torch.stack(list(values.values())).isfinite().all():
-            return
-        bad = {name: value.item() for name, value in values.items() if not value.isfinite()}
-        described = " and ".join(f"{name!r} is {value}" for name, value in bad.items())
-        raise ValueError(
-            f"The loss of {described} at epoch {self.current_epoch}, batch {batch_index}, in the update of "
-            f"the {group}. The step was not made and the last checkpoint is intact: look at the labels and "
-            "images of that task, or take a lower learning rate, or clip gradients."
-        )
+        where = f"epoch {self.current_epoch}, batch {batch_index}, in the update of the {group}"
+        check_finite(values, where)
 
     def _checked(self, batch: Any) -> Batch:
-        """A batch in our format, with a picture and at least one task's target in it or in each of its parts."""
-        if isinstance(batch, Mapping) and batch.keys() == {"parts"}:
-            return {"parts": [self._checked(part) for part in batch["parts"]]}
-        batch = self.unpack(batch) if self.unpack is not None else batch
-        if not isinstance(batch, Mapping) or "image" not in batch:
-            found = list(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ValueError(
-                f"A batch must be a dict with an 'image' and the tasks' targets, not {found}: pass `unpack=`."
-            )
-        if not any(task.name in batch for task in self.tasks):
-            raise ValueError(
-                f"No task has a target in the batch: tasks {[task.name for task in self.tasks]}, keys "
-                f"{list(batch)}. Name the target after the task."
-            )
-        return batch
+        return checked_batch(batch, self.tasks, self.unpack)
 
     # Evaluation.
 
@@ -328,9 +297,3 @@ class MultiTask(pl.LightningModule):
                 rank_zero_info(f"No finite {split} loss for task {name!r}: it has no label there.")
         logged = {f"{split}/{name}": value for name, value in values.items()}
         self.log_dict(logged, sync_dist=dist.is_available() and dist.is_initialized())
-
-
-def _bare(optimizers: Any) -> list[Any]:
-    """Lightning's optimisers without its wrappers."""
-    listed = optimizers if isinstance(optimizers, list) else [optimizers]
-    return [getattr(optimizer, "optimizer", optimizer) for optimizer in listed]

@@ -52,3 +52,9 @@ def add_learnt(optimizer: torch.optim.Optimizer, module: nn.Module) -> torch.opt
         group = {"params": [parameter], "lr_factor": factor, "lr": rate, "initial_lr": rate, "clipped": False}
         optimizer.add_param_group({**group, "weight_decay": 0.0})
     return optimizer
+
+
+def bare(optimizers: Any) -> list[Any]:
+    """Lightning's optimisers without its wrappers."""
+    listed = optimizers if isinstance(optimizers, list) else [optimizers]
+    return [getattr(optimizer, "optimizer", optimizer) for optimizer in listed]
