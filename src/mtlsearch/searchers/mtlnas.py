@@ -23,7 +23,7 @@ from mtlsearch.nn.gates import Gates, Relaxation, deterministic, relaxation_of
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.fusion import FusionArchitecture, FusionNetwork, candidate_edges, fusion_architecture
 from mtlsearch.searchers.joined import JoinedNetwork
-from mtlsearch.searchers.ranges import check_choice, check_ranges
+from mtlsearch.searchers.ranges import check_choice, check_init_w_ti, check_ranges
 from mtlsearch.searchers.start import FromSingleTask
 from mtlsearch.supernet import Supernet
 from mtlsearch.task import Task, check_tasks
@@ -196,8 +196,7 @@ class MTLNAS(FromSingleTask, Searcher):
     ) -> None:
         check_ranges({"entropy_weight": entropy_weight, "l1_weight": l1_weight}, low=0)
         check_ranges({"entropy_warmup": entropy_warmup}, low=0, high=1)
-        if init_w_ti != "random" and not (isinstance(init_w_ti, int | float) and 0 <= init_w_ti <= 1):
-            raise ValueError(f"init_w_ti must be a number in [0, 1] or 'random', not {init_w_ti!r}.")
+        check_init_w_ti(init_w_ti)
         check_choice("discretization", discretization, ("deterministic", "stochastic"))
         torch.manual_seed(seed)
         supernet = FusionSupernet(

@@ -17,3 +17,9 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Raise a ValueError unless this setting is one of the known values."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+
+
+def check_init_w_ti(value: float | str) -> None:
+    """Raise a ValueError unless this is a w_TI of MTL-NAS Eq. 3, or "random"."""
+    if value != "random" and not (isinstance(value, int | float) and 0 <= value <= 1):
+        raise ValueError(f"init_w_ti must be a number in [0, 1] or 'random', not {value!r}.")
