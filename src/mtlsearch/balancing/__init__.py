@@ -7,6 +7,7 @@ Aggregate, for aggregators of torchjd or of yours.
 from mtlsearch.balancing.aggregate import Aggregate, torchjd
 from mtlsearch.balancing.balancing import Balancing, Fixed, Step
 from mtlsearch.balancing.dwa import DynamicWeightAverage
+from mtlsearch.balancing.pareto import ParetoMTL
 from mtlsearch.balancing.uncertainty import Uncertainty
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Balancing",
     "DynamicWeightAverage",
     "Fixed",
+    "ParetoMTL",
     "Step",
     "Uncertainty",
     "torchjd",

@@ -65,7 +65,9 @@ class Aggregate(Gradients):
             torch.initial_seed() + 1
         )  # processes may have drawn unlike numbers since the step's seed
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "You are solving a parameterized problem")  # of Nash-MTL's, slow
+            warnings.filterwarnings(
+                "ignore", "You are solving a parameterized problem"
+            )  # of Nash-MTL's, slow
             aggregate = self.aggregator(len(matrix), matrix.device)(matrix)
         parts = iter(aggregate.split([p.numel() for p in parameters]))
         return [
