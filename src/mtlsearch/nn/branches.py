@@ -15,6 +15,8 @@ Gate = bool | Tensor
 Gates = Sequence[Mapping[str, Gate]]
 Branch = list[str]
 """Tasks whose activations are the same so far."""
+Parts = list[tuple[Branch, Gate]]
+"""What becomes of a branch in a block: the tasks that stay together, each group with its gate."""
 
 
 class Pass:
@@ -145,3 +147,63 @@ class BranchNorm(nn.Module):
 def cat(parts: Sequence[Tensor]) -> Tensor:
     """The parts on one batch axis, not copied where there is but one."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def parted(branch: Branch, gates: Mapping[str, Gate]) -> Parts:
+    """A branch as a block leaves it: tasks with one hard gate stay together."""
+    parts: Parts = []
+    hard: dict[bool, Branch] = {}
+    for task in branch:
+        gate = gates[task]
+        if isinstance(gate, Tensor):
+            parts.append(([task], gate))
+        elif gate in hard:
+            hard[gate].append(task)
+        else:
+            hard[gate] = [task]
+            parts.append((hard[gate], gate))
+    return parts
+
+
+def merged(
+    skips: Tensor, results: Mapping[int, Tensor] | Tensor, gates: Sequence[Sequence[Gate]], rows: int
+) -> Tensor:
+    """The stack after a block: a branch's rows for every gate on it, v * block(x) + (1 - v) * skip(x)."""
+    kinds = {gate if isinstance(gate, bool) else None for parts in gates for gate in parts}
+    if kinds == {False}:
+        return skips
+    if isinstance(results, Tensor) and all(len(parts) == 1 for parts in gates):  # the stack stays as it is
+        if kinds == {True}:
+            return results
+        if kinds == {None}:
+            return _mixed(skips, results, torch.cat([_of_images(parts[0], rows) for parts in gates]))
+    by_branch = dict(enumerate(results.split(rows))) if isinstance(results, Tensor) else results
+    outputs = []
+    for i, (skip, parts) in enumerate(zip(skips.split(rows), gates)):
+        for gate in parts:
+            if isinstance(gate, bool):
+                outputs.append(by_branch[i] if gate else skip)
+            else:
+                outputs.append(_mixed(skip, by_branch[i], _of_images(gate, rows)))
+    return cat(outputs)
+
+
+def _mixed(skip: Tensor, result: Tensor, gate: Tensor) -> Tensor:
+    gate = gate.view(-1, *[1] * (skip.ndim - 1))
+    if gate.dtype == torch.bool:
+        return torch.where(gate, result, skip)
+    dtype = torch.promote_types(skip.dtype, result.dtype)
+    return torch.lerp(skip.to(dtype), result.to(dtype), gate.to(dtype))
+
+
+def _of_images(gate: Gate, rows: int) -> Tensor:
+    """A gate of every image."""
+    assert isinstance(gate, Tensor)
+    return gate.expand(rows)
+
+
+def chosen_images(gates: Sequence[Gate]) -> Tensor | None:
+    """The images for which one of these gates runs the block; None: all."""
+    if not all(isinstance(gate, Tensor) and gate.dtype == torch.bool for gate in gates):
+        return None
+    return torch.stack([gate for gate in gates if isinstance(gate, Tensor)]).any(0)

@@ -11,10 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtlsearch.backbones import Backbone, Node
-from mtlsearch.nn.branches import Branch, BranchNorm, Gate, Gates, Pass, cat
+from mtlsearch.nn.branches import (
+    Branch,
+    BranchNorm,
+    Gate,
+    Gates,
+    Parts,
+    Pass,
+    cat,
+    chosen_images,
+    merged,
+    parted,
+)
 
 
 def skippable(backbone: Backbone) -> list[Node]:
@@ -39,14 +51,16 @@ class Paths(nn.Module):
         ValueError: it has no block that can be skipped.
     """
 
+    refusal = (
+        "This backbone has no block that can be skipped: its output must have its input's shape, or the "
+        "block a `downsample` as shortcut. Any ResNet, ConvNeXt, MobileNet or ViT has some."
+    )
+
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.blocks = [node.path for node in skippable(backbone)]
+        self.blocks = [node.path for node in self.gated(backbone)]
         if not self.blocks:
-            raise ValueError(
-                "This backbone has no block that can be skipped: its output must have its input's shape, or the "
-                "block a `downsample` as shortcut. Any ResNet, ConvNeXt, MobileNet or ViT has some."
-            )
+            raise ValueError(self.refusal)
         self.backbone = backbone
         self._pass = Pass(grows=_grows(backbone, self.blocks[0]))
         model = backbone.model
@@ -54,7 +68,15 @@ class Paths(nn.Module):
             if isinstance(module, _BatchNorm):
                 _replace(model, path, BranchNorm(module, self._pass))
         for index, path in enumerate(self.blocks):
-            _replace(model, path, Block(model.get_submodule(path), index, self._pass))
+            _replace(model, path, self.gate(model.get_submodule(path), index))
+
+    def gated(self, backbone: Backbone) -> list[Node]:
+        """The nodes that have gates."""
+        return skippable(backbone)
+
+    def gate(self, block: nn.Module, index: int) -> Block:
+        """A block with its gates."""
+        return Block(block, index, self._pass)
 
     def block(self, index: int) -> Block:
         """The block of this index, its gate round it."""
@@ -80,7 +102,7 @@ class Paths(nn.Module):
 
         def look(norm: nn.Module, _: Any) -> None:
             assert isinstance(norm, BranchNorm)
-            reached[norm] = self._pass.here()
+            reached.setdefault(norm, []).extend(self._pass.here())
 
         hooks = [norm.register_forward_pre_hook(look) for norm in norms]
         image, like = self.backbone.example(), self.backbone.mean
@@ -150,21 +172,25 @@ class Block(nn.Module):
         run = self._pass
         gates = run.gates[self.index]
         if not run.grows:  # of every branch, the rows of its first task
-            parts = stack.chunk(len(run.order))
-            stack = cat([parts[run.order[branch[0]]] for branch in run.branches])
-        parted = [_parted(branch, gates) for branch in run.branches]
+            rows_of = stack.chunk(len(run.order))
+            stack = cat([rows_of[run.order[branch[0]]] for branch in run.branches])
+        parts = [parted(branch, gates) for branch in run.branches]
         rows = len(stack) // len(run.branches)
         run.stacked = run.branches
         skips = self.shortcut(stack)
-        results = self._results(stack, skips, gates, rows)
-        run.branches = [branch for parts in parted for branch, _ in parts]
-        mixed = _merged(skips, results, [[gate for _, gate in parts] for parts in parted], rows)
+        mixed = self._branched(stack, skips, parts, rows)
+        run.branches = [branch for own in parts for branch, _ in own]
         run.rest()
         if not run.grows:
             outputs = mixed.split(rows)
             where = {task: i for i, branch in enumerate(run.branches) for task in branch}
             return cat([outputs[where[task]] for task in run.order])
         return mixed
+
+    def _branched(self, stack: Tensor, skips: Tensor, parts: Sequence[Parts], rows: int) -> Tensor:
+        """The stack after the block: of each branch, the rows for every gate on it."""
+        results = self._results(stack, skips, self._pass.gates[self.index], rows)
+        return merged(skips, results, [[gate for _, gate in own] for own in parts], rows)
 
     def _results(
         self, stack: Tensor, skips: Tensor, gates: Mapping[str, Gate], rows: int
@@ -178,7 +204,7 @@ class Block(nn.Module):
         if self.block is None:
             raise ValueError(f"Block {self.index} is not in this network, and a gate wants it.")
         run.stacked = [users[i] for i in wanted]
-        images = [_images([gates[task] for task in users[i]]) for i in wanted]
+        images = [chosen_images([gates[task] for task in users[i]]) for i in wanted]
         if not self.training and any(image is not None for image in images):
             offsets = torch.arange(len(stack), device=stack.device).split(rows)
             chosen = torch.cat(
@@ -192,15 +218,17 @@ class Block(nn.Module):
         output = self._called(cat([inputs[i] for i in wanted]), cat([shortcuts[i] for i in wanted]))
         return dict(zip(wanted, output.split(rows)))
 
-    def _called(self, stack: Tensor, skips: Tensor) -> Tensor:
-        """The block's output, its shortcut given."""
+    def _called(self, stack: Tensor, skips: Tensor, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The block's output, its shortcut given, and these in place of its parameters and buffers, by name."""
         assert self.block is not None
         if not len(stack):
             return skips
         if self._given is not None:
             self._given.value = skips
         try:
-            output: Tensor = self.block(stack)
+            output: Tensor = (
+                functional_call(self.block, dict(tensors), (stack,)) if tensors else self.block(stack)
+            )
         finally:
             if self._given is not None:
                 self._given.value = None
@@ -214,66 +242,6 @@ class _Given(nn.Module):
 
     def forward(self, _: Tensor) -> Tensor | None:
         return self.value
-
-
-def _parted(branch: Branch, gates: Mapping[str, Gate]) -> list[tuple[Branch, Gate]]:
-    """A branch as the block leaves it: tasks with one hard gate stay together."""
-    parts: list[tuple[Branch, Gate]] = []
-    hard: dict[bool, Branch] = {}
-    for task in branch:
-        gate = gates[task]
-        if isinstance(gate, Tensor):
-            parts.append(([task], gate))
-        elif gate in hard:
-            hard[gate].append(task)
-        else:
-            hard[gate] = [task]
-            parts.append((hard[gate], gate))
-    return parts
-
-
-def _merged(
-    skips: Tensor, results: Mapping[int, Tensor] | Tensor, gates: Sequence[Sequence[Gate]], rows: int
-) -> Tensor:
-    """The stack after a block: a branch's rows for every gate on it, v * block(x) + (1 - v) * skip(x)."""
-    kinds = {gate if isinstance(gate, bool) else None for parts in gates for gate in parts}
-    if kinds == {False}:
-        return skips
-    if isinstance(results, Tensor) and all(len(parts) == 1 for parts in gates):  # the stack stays as it is
-        if kinds == {True}:
-            return results
-        if kinds == {None}:
-            return _mixed(skips, results, torch.cat([_of_images(parts[0], rows) for parts in gates]))
-    by_branch = dict(enumerate(results.split(rows))) if isinstance(results, Tensor) else results
-    outputs = []
-    for i, (skip, parts) in enumerate(zip(skips.split(rows), gates)):
-        for gate in parts:
-            if isinstance(gate, bool):
-                outputs.append(by_branch[i] if gate else skip)
-            else:
-                outputs.append(_mixed(skip, by_branch[i], _of_images(gate, rows)))
-    return cat(outputs)
-
-
-def _mixed(skip: Tensor, result: Tensor, gate: Tensor) -> Tensor:
-    gate = gate.view(-1, *[1] * (skip.ndim - 1))
-    if gate.dtype == torch.bool:
-        return torch.where(gate, result, skip)
-    dtype = torch.promote_types(skip.dtype, result.dtype)
-    return torch.lerp(skip.to(dtype), result.to(dtype), gate.to(dtype))
-
-
-def _of_images(gate: Gate, rows: int) -> Tensor:
-    """A gate of every image."""
-    assert isinstance(gate, Tensor)
-    return gate.expand(rows)
-
-
-def _images(gates: Sequence[Gate]) -> Tensor | None:
-    """The images for which one of these gates runs the block; None: all."""
-    if not all(isinstance(gate, Tensor) and gate.dtype == torch.bool for gate in gates):
-        return None
-    return torch.stack([gate for gate in gates if isinstance(gate, Tensor)]).any(0)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
