@@ -26,7 +26,7 @@ LAYERS = [
     {"baselines"},
     {"search"},
     {"report", "testing"},
-    {"run", "stages", "check_data", "predict"},
+    {"run", "stages", "check_data", "predict", "compare"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 HEAVY = {"hydra", "omegaconf", "wandb", "albumentations", "timm"}

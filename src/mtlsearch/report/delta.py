@@ -14,7 +14,9 @@ def delta_m(
     """The mean relative improvement over the metrics of each task in percent (AdaShare Eq. 6), and under "all" the
     mean over tasks; more is better.
 
-    A metric that neither side has, as that of a class without a box in the data, is left out.
+    A metric that neither side has, as that of a class without a box in the data, is left out, and so is one whose
+    reference is 0, of which there is no percentage: `without_reference` names these. A task without any other
+    metric is not in the result; without any such task there is no "all".
 
     Args:
         values: {task: {metric: number}} of a network.
@@ -22,7 +24,7 @@ def delta_m(
         directions: {task: {metric: whether higher is better}}: the metrics that count.
 
     Raises:
-        ValueError: a metric that one of them lacks, or a reference of 0.
+        ValueError: a metric that one of them lacks.
     """
     result = {}
     for task, metrics in directions.items():
@@ -33,9 +35,17 @@ def delta_m(
                 value, base = values[task][metric], reference[task][metric]
             except KeyError:
                 raise ValueError(f"delta_m: there is no {metric!r} of task {task!r} on both sides.") from None
-            if base == 0:
-                raise ValueError(f"delta_m: {metric!r} of task {task!r} is 0 for the reference.")
-            gains.append((1 if metrics[metric] else -1) * (value - base) / abs(base) * 100)
-        result[task] = fmean(gains)
-    result["all"] = fmean(list(result.values()))
+            if base != 0:
+                gains.append((1 if metrics[metric] else -1) * (value - base) / abs(base) * 100)
+        if gains:
+            result[task] = fmean(gains)
+    if result:
+        result["all"] = fmean(list(result.values()))
     return result
+
+
+def without_reference(
+    reference: Values, directions: Mapping[str, Mapping[str, bool]]
+) -> list[tuple[str, str]]:
+    """The pairs of task and metric that `delta_m` leaves out because the reference has 0 there."""
+    return [(t, m) for t, metrics in directions.items() for m in metrics if reference.get(t, {}).get(m) == 0]

@@ -15,10 +15,11 @@ import numpy as np
 from torch import nn
 
 from mtlsearch import files
+from mtlsearch.report import side_by_side
 from mtlsearch.report.cells import cells, operations, owners, searches
 from mtlsearch.report.curves import curves, panels
 from mtlsearch.report.policies import policy_map, task_correlation
-from mtlsearch.report.sheet import predictions
+from mtlsearch.report.sheet import predictions, tiles
 from mtlsearch.report.style import CANDIDATE, CHOSEN, INK, PALETTE, styled
 from mtlsearch.task import Task
 
@@ -200,6 +201,8 @@ def write(
     if network is not None and batch is not None:
         some = {name: values[:SHOWN] for name, values in batch.items()}
         drawn["predictions"] = predictions(network, tasks, some)
+        if pictures := tiles(network, tasks, some):
+            files.write(run_dir / side_by_side.FILE, side_by_side.encode(pictures))
     paths = {name: run_dir / "figures" / f"{name}.png" for name in drawn}
     for name, figure in drawn.items():
         content = io.BytesIO()

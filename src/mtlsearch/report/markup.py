@@ -30,7 +30,16 @@ dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; }
 td + td { white-space: nowrap; }
-section > .scroll > table { max-width: 680px; }
+section > .scroll > table:not(.named, .tiles) { max-width: 680px; }
+.named td:first-child, .named th:first-child { position: sticky; left: 0; background: #fff; z-index: 1;
+  min-width: 8em; max-width: 14em; padding-right: 12px; }
+.named thead th { vertical-align: bottom; }
+.tiles td, .tiles th { text-align: center; padding: 3px 4px; border: 0; font-size: .82rem; min-width: 96px; }
+.tile { width: 104px; image-rendering: pixelated; border-radius: 4px; }
+details { border-top: 1px solid var(--line); padding: 8px 0; }
+summary { cursor: pointer; font-weight: 600; font-size: .95rem; }
+details > * + * { margin-top: 10px; }
+section > p + p { margin-top: 6px; }
 thead th { color: var(--soft); font-weight: 600; font-size: .82rem; }
 tbody th { padding-top: 14px; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -55,6 +64,10 @@ pre { margin: 0; padding: 14px 16px; background: var(--back); border-radius: 8px
 
 class Best(str):
     """A cell of a table that is set in bold."""
+
+
+class Second(str):
+    """A cell of a table that is underlined."""
 
 
 def document(title: str, head: str, sections: Iterable[str]) -> str:
@@ -86,17 +99,41 @@ def document(title: str, head: str, sections: Iterable[str]) -> str:
 
 def figure(title: str, png: bytes, caption: str) -> str:
     """A section with a picture, which the page holds itself."""
+    below = f'<figcaption class="note">{escape(caption)}</figcaption>'
+    return section(title, f"<figure>{picture(title, png)}{below}</figure>")
+
+
+def picture(title: str, png: bytes) -> str:
+    """A picture as large as it was drawn, in a frame that scrolls where it is too wide."""
     # At 0.7 of their 160 dots an inch the figures' letters are as large as the captions'.
     width, height = (round(0.7 * pixels) for pixels in struct.unpack(">II", png[16:24]))
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    image = f'<img alt="{escape(title)}" width="{width}" height="{height}" src="{source}">'
+    image = f'<img alt="{escape(title)}" width="{width}" height="{height}" src="{_source(png)}">'
     wide = " wide" if width > 700 else ""
-    below = f'<figcaption class="note">{escape(caption)}</figcaption>'
-    return section(title, f'<figure><div class="scroll{wide}">{image}</div>{below}</figure>')
+    return f'<div class="scroll{wide}">{image}</div>'
 
 
-def table(head: Sequence[str], groups: Mapping[str, Iterable[Sequence[str]]]) -> str:
-    """A table of escaped cells, the rows in groups under a name."""
+def tile(title: str, png: bytes) -> str:
+    """A small picture whose pixels may be seen."""
+    return f'<img class="tile" alt="{escape(title)}" src="{_source(png)}">'
+
+
+def _source(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def details(title: str, content: str) -> str:
+    """What is folded away under a title."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def table(head: Sequence[str], groups: Mapping[str, Iterable[Sequence[str]]], *, named: bool = False) -> str:
+    """A table of escaped cells, the rows in groups under a name.
+
+    Args:
+        head: of the columns.
+        groups: rows by the name of their group; under an empty name there is no line for it.
+        named: whether the first cells name rows of a table that may be wide: they stay while it scrolls.
+    """
     body = ""
     for name, rows in groups.items():
         if name:
@@ -104,11 +141,15 @@ def table(head: Sequence[str], groups: Mapping[str, Iterable[Sequence[str]]]) ->
         for row in rows:
             body += f"<tr>{''.join(map(_cell, row))}</tr>"
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="named"' if named else ""
+    head_row = f"<thead><tr>{columns}</tr></thead>"
+    return f'<div class="scroll"><table{kind}>{head_row}<tbody>{body}</tbody></table></div>'
 
 
 def _cell(text: str) -> str:
-    return f"<td><b>{escape(text)}</b></td>" if isinstance(text, Best) else f"<td>{escape(text)}</td>"
+    mark = "b" if isinstance(text, Best) else "u" if isinstance(text, Second) else ""
+    inner = f"<{mark}>{escape(text)}</{mark}>" if mark else escape(text)
+    return f"<td>{inner}</td>"
 
 
 def section(title: str, content: str, note: str = "") -> str:

@@ -23,6 +23,7 @@ from mtlsearch.report.tables import (
     compare,
     costs,
     count,
+    duration,
     networks,
     number,
     retrained,
@@ -113,7 +114,7 @@ def _head(run: str, config: Any, architecture: Mapping[str, Any], metrics: Metri
     if shared := backbone_cost(metrics):
         facts["backbone parameters, against single-task"] = shared[1]
     if seconds := metrics.get("seconds"):
-        facts["time"] = _duration(sum(seconds.values()))
+        facts["time"] = duration(sum(seconds.values()))
     terms = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items()
     )
@@ -209,17 +210,10 @@ def _cost(metrics: Metrics) -> str:
 def _seconds(metrics: Metrics) -> str:
     seconds = metrics.get("seconds") or {}
     rows = [
-        [words(stage), _duration(value)]
+        [words(stage), duration(value)]
         for stage, value in {**seconds, "total": sum(seconds.values())}.items()
     ]
     return section("Time", table(["stage", "wall time"], {"": rows}) if seconds else "")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
 
 def _origin(overrides: str, config: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,48 @@ from mtlsearch.tasks.segmentation import ClassMap
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
+
+
+def tiles(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The sheet's pictures as arrays (N, H, W, 3) uint8: "image", and "TASK/truth" and "TASK/prediction" of each
+    task whose predictions have a place. Nothing for texts.
+
+    Args:
+        network, tasks, batch: as for `predictions`.
+    """
+    images = batch["image"]
+    if not images.is_floating_point():
+        return {}
+    with torch.no_grad():
+        outputs = {name: output.float().cpu() for name, output in network(images).items()}
+    shown = _shown(images)
+    found = {"image": np.stack(shown)}
+    for task in tasks:
+        if has_places(task):
+            pairs = list(_pairs(task, batch, outputs[task.name], shown))
+            found |= {
+                f"{task.name}/{side}": np.stack(s) for side, s in zip(("truth", "prediction"), zip(*pairs))
+            }
+    return found
+
+
+def _shown(images: Tensor) -> list[np.ndarray]:
+    """Images (3, H, W) in [0, 1] as (H, W, 3) bytes, texts as they are."""
+    if not images.is_floating_point():
+        return [text.cpu().numpy() for text in images]
+    return [(i.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy() for i in images]
+
+
+def _pairs(
+    task: Task, batch: Mapping[str, Any], output: Tensor, shown: Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of every image the pictures of label and prediction."""
+    for row, guess in enumerate(task.target.decode(output)):
+        label = _label(task, batch, row)
+        if isinstance(task.target, Boxes):
+            yield _box_pictures(task.target, shown[row], label, guess)
+        else:
+            yield _pictures(task, label, guess.numpy())
 
 
 @styled
@@ -50,20 +92,13 @@ def predictions(network: nn.Module, tasks: Sequence[Task], batch: Mapping[str, A
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
     grid[0, 0].set_title("image")
-    shown = [
-        image if is_text else (image.permute(1, 2, 0).clamp(0, 1) * 255).round().byte() for image in images
-    ]
+    shown = _shown(images)
     for axes, image in zip(grid[:, 0], shown):
-        draw(axes, image.cpu().numpy())
+        draw(axes, image)
     for index, task in enumerate(placed):
         grid[0, 1 + 2 * index].set_title(f"{task.name}\nground truth")
         grid[0, 2 + 2 * index].set_title(f"{task.name}\nprediction")
-        for row, guess in enumerate(task.target.decode(outputs[task.name])):
-            label = _label(task, batch, row)
-            if isinstance(task.target, Boxes):
-                pictures = _box_pictures(task.target, shown[row].cpu().numpy(), label, guess)
-            else:
-                pictures = _pictures(task, label, guess.numpy())
+        for row, pictures in enumerate(_pairs(task, batch, outputs[task.name], shown)):
             for axes, picture in zip(grid[row, 1 + 2 * index :], pictures):
                 axes.imshow(picture)
     for row, axes in enumerate(grid[:, -1] if whole else ()):

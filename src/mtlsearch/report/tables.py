@@ -137,6 +137,14 @@ def count(value: float | None) -> str:
     return f"{value / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}".strip()
 
 
+def duration(seconds: float) -> str:
+    """A time as one says it: "61.2 s" only below a minute, else "1 min 01 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+
 def show(metrics: Metrics, console: Console | None = None) -> None:
     """Print each task's metrics, supernet and derived network side by side, the retrained samples', the cost.
 
