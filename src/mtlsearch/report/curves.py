@@ -38,7 +38,8 @@ def curves(rows: Sequence[Mapping[str, str]]) -> Figure:
 
     Args:
         rows: the rows of a `metrics.csv` by column: `step`, `stage`, `train/weights/TASK`, `train/arch/TASK`,
-            `val/loss`, `val/TASK/METRIC`, those of `PROGRESS`; where a row has no value it is empty.
+            `train/weight/TASK`, `val/loss`, `val/TASK/METRIC`, those of `PROGRESS`; where a row has no value it is
+            empty.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -87,6 +88,8 @@ def panels(names: Sequence[str]) -> list[Panel]:
             found += [(task, words(name.split("/")[2]) + unit, {"validation": name})]
     if "val/loss" in names:
         found.append(("all tasks", "weighted loss", {"validation": "val/loss"}))
+    factors = {part[2]: "/".join(part) for part in parts if part[:2] == ["train", "weight"]}
+    found += [(task, "factor of the loss", {"factor": name}) for task, name in factors.items()]
     found += [("progress", unit, {unit: name}) for name, unit in PROGRESS.items() if name in names]
     return [panel for panel in found if panel[2]]
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
+from mtlsearch.balancing import Balancing
 from mtlsearch.multitask import MultiTask
 from mtlsearch.nn.categorical import RELAXATIONS
 from mtlsearch.nn.gates import Relaxation, relaxation_of
@@ -63,6 +64,7 @@ class MTNAS(CellSearch):
         max_skips: when the pre-search stops, T.
         train_branches: whether the search of the backbone trains the branches' weights.
         finetune_optimizer: for pre-training and finetuning; by default that of the search.
+        balancing: of the tasks' losses in finetuning; while it searches there is one loss a step.
         training: as for `CellSearch`, `Searcher` and `MultiTask`.
 
     Raises:
@@ -93,6 +95,7 @@ class MTNAS(CellSearch):
         max_skips: int | None = 2,
         train_branches: bool = True,
         finetune_optimizer: MakeOptimizer | None = None,
+        balancing: Balancing | None = None,
         optimizer: MakeOptimizer = SGD,
         arch_optimizer: MakeOptimizer = ARCH_ADAM,
         seed: int = 0,
@@ -161,6 +164,7 @@ class MTNAS(CellSearch):
         self.caps, self.skips = max_steps, max_skips
         self.training_arguments = {"optimizer": optimizer, "arch_optimizer": arch_optimizer, **training}
         self.finetune_optimizer = finetune_optimizer or optimizer
+        self.finetune_balancing = (balancing,)  # in a tuple, lest it count as a part of this module
         self._backbone = (backbone,)
         self._auxiliary = (auxiliary,)
         self._cells: dict[str, Cells | None] = dict(found)
@@ -239,7 +243,8 @@ class MTNAS(CellSearch):
         architecture = cells_architecture(self.tasks, self._cells, self.layout, spec)
         network = architecture.build(self.tasks, backbone.again() if backbone is not None else None)
         self._inheritance.hand_to(network, stage)
-        module = CellTraining(network, self.tasks, **self._finetuning(stage))
+        training = {**self._finetuning(stage), "balancing": self.finetune_balancing[0]}
+        module = CellTraining(network, self.tasks, **training)
         self._finalists.append((architecture, module))
         return module
 
