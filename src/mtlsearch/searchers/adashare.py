@@ -24,6 +24,7 @@ from mtlsearch.namespace import pl, rank_zero_info, rank_zero_warn
 from mtlsearch.nn.gates import Relaxation, bernoulli, entropy, relaxation_of
 from mtlsearch.nn.gates import straight_through as hardened
 from mtlsearch.nn.policies import SPARSITY, sharing, sparsity
+from mtlsearch.nn.reinforce import advantage
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.policy import PolicyArchitecture
 from mtlsearch.searchers.policy_supernet import PolicySupernet
@@ -186,10 +187,8 @@ class AdaShare(Searcher):
         with self.net.one_draw():  # for all parts of the batch: the paper draws once a step
             terms = super().terms(group, batch, batch_index)
         if group == "arch" and self.estimator == "reinforce":
-            gain = self._loss - torch.where(self.baseline.isnan(), self._loss, self.baseline)
-            self.baseline.copy_(self._loss if self.baseline.isnan() else self.baseline.lerp(self._loss, 0.1))
             terms = {name: term for name, term in terms.items() if name not in self.net.names}
-            terms["policy"] = gain * self.net.log_probability()
+            terms["policy"] = advantage(self._loss, self.baseline) * self.net.log_probability()
         return terms
 
     def losses(self, predictions: Any, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
