@@ -10,6 +10,7 @@ result.network(image)  # {task: prediction}
 from mtlsearch import backbones, data, tasks
 from mtlsearch.architecture import Architecture
 from mtlsearch.baselines import (
+    DEN,
     MTAN,
     NDDR,
     Baseline,
@@ -34,6 +35,7 @@ from mtlsearch.task import Target, Task
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEN",
     "MTAN",
     "MTLNAS",
     "MTNAS",

@@ -2,6 +2,7 @@
 
 from mtlsearch.baselines.baseline import Baseline
 from mtlsearch.baselines.cross_stitch import CrossStitch
+from mtlsearch.baselines.den import DEN
 from mtlsearch.baselines.mtan import MTAN
 from mtlsearch.baselines.nddr import NDDR, MTLNASSupernet
 from mtlsearch.baselines.policies import HardSharing, RandomPolicy, StochasticDepth
@@ -11,6 +12,7 @@ from mtlsearch.baselines.sluice import Sluice
 from mtlsearch.baselines.triplenet import TripleNet
 
 __all__ = [
+    "DEN",
     "MTAN",
     "NDDR",
     "Baseline",
