@@ -14,6 +14,7 @@ import torch
 from torch import multiprocessing, nn
 
 import mtlsearch as ms
+from mtlsearch.balancing import DynamicWeightAverage, ParetoMTL, Uncertainty, torchjd
 from mtlsearch.data.sampling import processes
 from mtlsearch.namespace import pl
 from mtlsearch.nn.detection import priors
@@ -107,6 +108,21 @@ CASES = {
     "cells": (cells, partial(one, depth=(0, 3, 4, 7))),
     "cells, second order": (partial(cells, second_order=True), one),
     "norms at work, Adam": (adam, partial(one, depth=(0, 1, 2, 3, 4, 5, 6))),
+    "uncertainty": (
+        partial(toy, balancing=Uncertainty(lr_factor=10)),
+        partial(one, depth=(0, 1, 2, 3, 4, 5, 6)),
+    ),
+    "dynamic weights": (partial(toy, balancing=DynamicWeightAverage()), partial(one, depth=(0, 3, 4, 7))),
+    "gradients": (partial(toy, balancing=torchjd("UPGrad"), unpack=lacking), one),
+    "gradients, accumulated": (
+        partial(toy, balancing=torchjd("NashMTL"), accumulate=2, clip=0.05),
+        partial(one, depth=(0, 1, 2, 3, 4, 5, 6)),
+    ),
+    "gradients by chance": (
+        partial(convnext, balancing=torchjd("GradDrop")),
+        partial(one, depth=(0, 3, 4, 7), normals=(1, 2, 3, 4, 5, 6, 7)),
+    ),
+    "a preference": (partial(toy, balancing=ParetoMTL((1, 3))), partial(one, semantic=(0, 1, 2, 3, 4, 5, 7))),
     "boxes": (boxes, partial(boxed, detection=(1, 2, 5, 6))),
     "a data set a task": (toy, partial(two, together=False)),
     "a data set a task, together": (toy, partial(two, together=True)),
@@ -121,7 +137,8 @@ def train(case, batch_size, **trainer):
     trainer = make_trainer(2, callbacks=callbacks, **trainer)
     trainer.fit(searcher, searcher.train_data(data))
     values = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return {"state": searcher.net.state_dict(), "metrics": values, "derived": searcher.derive().to_json()}
+    state = searcher.net.state_dict() | searcher.balancing.state_dict()
+    return {"state": state, "metrics": values, "derived": searcher.derive().to_json()}
 
 
 def average_precision(shares, rank):
