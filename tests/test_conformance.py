@@ -17,9 +17,9 @@ NAMES = ("semantic", "depth", "normals")
     [
         (NAMES, "test_resnet", {"relaxation": "concrete", "max_distance": 1}),
         (NAMES[:2], "test_vit", {"discretization": "stochastic", "init_w_ti": 0.5}),
-        (NAMES[:2], "test_convnext", {"all_edges": True}),
+        (NAMES[:2], "test_convnext", {"within_stage": False, "max_distance": 1}),
     ],
-    ids=["concrete", "stochastic", "all edges"],
+    ids=["concrete", "stochastic", "across stages"],
 )
 def test_mtlnas(names, backbone, settings):
     backbone = ms.backbones.load(backbone, **({"size": 32} if backbone == "test_vit" else {}))

@@ -150,14 +150,6 @@ def test_with_w_ti_one_the_search_starts_from_the_single_task_networks():
         assert torch.allclose(prediction, single(IMAGE)[name], rtol=1e-3, atol=1e-4)
 
 
-def test_all_edges_searches_nothing():
-    net = supernet(all_edges=True)
-    assert net.arch_parameters() == []
-    assert len(net.derive().edges) == len(net.edges)
-    derived = net.extract(net.derive()).eval()
-    assert torch.allclose(derived(IMAGE)["depth"], net(IMAGE)["depth"], atol=1e-5)
-
-
 def test_discretisations():
     net = supernet()
     probabilities = net.gates.probabilities()

@@ -13,7 +13,7 @@ from typing import Any
 
 from mtlsearch.backbones import Backbone, Node
 from mtlsearch.baselines.joined import JoinedBaseline, joints
-from mtlsearch.searchers.fusion import Edge, FusionNetwork, candidate_edges, fusion_architecture
+from mtlsearch.searchers.fusion import Edge, FusionNetwork, candidate_edges, fusion_architecture, resolved
 from mtlsearch.searchers.ranges import check_init_w_ti
 from mtlsearch.task import Task
 
@@ -53,9 +53,7 @@ class Fused(JoinedBaseline):
         def join(backbone: Backbone) -> tuple[Any, FusionNetwork]:
             nodes = backbone.nodes
             chosen = edges([task.name for task in tasks], nodes)
-            end = activation
-            if activation == "auto":
-                end = None if any(node.signed for node in nodes) else "relu"
+            end = resolved(activation, nodes)
             network = FusionNetwork(
                 tasks,
                 backbone,

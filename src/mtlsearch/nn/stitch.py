@@ -86,7 +86,8 @@ class Sluice(nn.Module):
 
     def cut(self, features: Tensor) -> Tensor:
         """Features as (G, B, ..., C / G), a subspace after the other."""
-        return features.movedim(self.axis, -1).unflatten(-1, (self.subspaces, -1)).movedim(-2, 0)
+        last = features.movedim(self.axis, -1)
+        return last.unflatten(-1, (self.subspaces, -1)).movedim(-2, 0)  # type: ignore[no-any-return]
 
     def overlap(self, features: Mapping[str, Tensor]) -> Tensor:
         """How far from orthogonal the subspaces are, summed over tasks and pairs: see `overlap`."""
@@ -128,10 +129,10 @@ class Mixture(nn.Module):
     def forward(self, level: Tensor, layers: Sequence[Tensor]) -> Tensor:
         """The mixture of a level (B, C, H, W) and layers of that shape."""
         own, *weights = self.beta.to(level.dtype)
-        result = own * level
+        mixed: Tensor = own * level
         for weight, layer in zip(weights, layers):
-            result = torch.addcmul(result, weight, layer)
-        return result
+            mixed = torch.addcmul(mixed, weight, layer)
+        return mixed
 
 
 def as_map(features: Tensor, like: Tensor, axis: int) -> Tensor:

@@ -54,6 +54,15 @@ def candidate_edges(
     ]
 
 
+def resolved(activation: str | None, nodes: Sequence[Node]) -> str | None:
+    """What ends a fusion layer; with "auto" a ReLU unless a layer has negative outputs, which it would destroy."""
+    if activation not in ("auto", "relu", None):
+        raise ValueError(f"activation must be 'auto', 'relu' or null, not {activation!r}.")
+    if activation != "auto":
+        return activation
+    return None if any(node.signed for node in nodes) else "relu"
+
+
 @dataclass(frozen=True)
 class FusionArchitecture(JoinedArchitecture):
     """Single-task backbones and the fusion edges between them.

@@ -21,7 +21,13 @@ from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.namespace import pl
 from mtlsearch.nn.gates import Gates, Relaxation, deterministic, relaxation_of
 from mtlsearch.searcher import Searcher
-from mtlsearch.searchers.fusion import FusionArchitecture, FusionNetwork, candidate_edges, fusion_architecture
+from mtlsearch.searchers.fusion import (
+    FusionArchitecture,
+    FusionNetwork,
+    candidate_edges,
+    fusion_architecture,
+    resolved,
+)
 from mtlsearch.searchers.joined import JoinedNetwork
 from mtlsearch.searchers.ranges import check_choice, check_init_w_ti, check_ranges
 from mtlsearch.searchers.start import FromSingleTask
@@ -37,7 +43,6 @@ class FusionSupernet(Supernet):
         backbone: one for each task is made from it.
         relaxation: of the gates, see `mtlsearch.nn.gates`.
         discretization: "deterministic" (Eq. 9) or "stochastic" (Eq. 6 at temperature 0), for `derive`.
-        all_edges: every edge is there and none is searched: the paper's supernet baseline.
         seed: of stochastic discretisation.
         others: as for `candidate_edges`, `FusionNetwork` and `Gates`.
     """
@@ -55,7 +60,6 @@ class FusionSupernet(Supernet):
         lr_factor: float = 1.0,
         relaxation: Relaxation = deterministic,
         discretization: str = "deterministic",
-        all_edges: bool = False,
         init_std: float = 0.01,
         seed: int = 0,
     ) -> None:
@@ -63,11 +67,8 @@ class FusionSupernet(Supernet):
         self.tasks = check_tasks(tasks)
         self.nodes, self.backbone_spec = backbone.nodes, backbone.spec
         self.discretization = discretization
-        self.all_edges = all_edges
         self.seed = seed
-        self.activation = activation
-        if activation == "auto":
-            self.activation = None if any(node.signed for node in self.nodes) else "relu"
+        self.activation = resolved(activation, self.nodes)
         names = [task.name for task in self.tasks]
         self.edges = candidate_edges(names, self.nodes, within_stage=within_stage, max_distance=max_distance)
         self.network = FusionNetwork(
@@ -80,8 +81,7 @@ class FusionSupernet(Supernet):
             momentum=momentum,
             lr_factor=lr_factor,
         )
-        searched = 0 if all_edges else len(self.edges)
-        self.gates = Gates(searched, relaxation=relaxation, init_std=init_std)
+        self.gates = Gates(len(self.edges), relaxation=relaxation, init_std=init_std)
 
     def forward(
         self, image: Tensor, tasks: Sequence[str] | None = None, gates: Architecture | None = None
@@ -90,7 +90,7 @@ class FusionSupernet(Supernet):
             chosen = FusionArchitecture.of(gates).chosen()
             values: Any = torch.tensor([edge in chosen for edge in self.edges], device=image.device).float()
         else:
-            values = None if self.all_edges else self.gates()
+            values = self.gates()
         predictions: dict[str, Tensor] = self.network(image, tasks, values)
         return predictions
 
@@ -98,18 +98,15 @@ class FusionSupernet(Supernet):
         return [self.gates.logits] if len(self.gates.logits) else []
 
     def derive(self) -> FusionArchitecture:
-        if self.all_edges:
-            return self.architecture(torch.ones(len(self.edges), dtype=torch.bool))
         if self.discretization == "stochastic":
             return self.sample(torch.Generator().manual_seed(self.seed))
         return self.architecture(self.gates.hard())
 
     def sample(self, generator: torch.Generator) -> FusionArchitecture:
-        return self.derive() if self.all_edges else self.architecture(self.gates.sample(generator))
+        return self.architecture(self.gates.sample(generator))
 
     def architecture(self, on: Tensor) -> FusionArchitecture:
         """The architecture in which these candidates (booleans) are on."""
-        probabilities = None if self.all_edges else self.gates.probabilities().tolist()
         return fusion_architecture(
             self.tasks,
             self.backbone_spec,
@@ -117,7 +114,7 @@ class FusionSupernet(Supernet):
             self.edges,
             [edge for edge, chosen in zip(self.edges, on.tolist()) if chosen],
             activation=self.activation,
-            probabilities=probabilities,
+            probabilities=self.gates.probabilities().tolist(),
         )
 
     def extract(self, architecture: Architecture) -> FusionNetwork:
@@ -155,7 +152,6 @@ class MTLNAS(FromSingleTask, Searcher):
         l1_weight: on the mean probability of a gate.
         temperature: at the start, of the concrete relaxation.
         temperature_power: it falls to 0 with (1 - progress) to this power, from the authors' files.
-        all_edges: no search: the paper's supernet, with all edges there.
         logits_std: width of the normal distribution from which logits start. At exactly 0 the entropy has no
             gradient.
         samples: how many stochastic discretisations a run evaluates to report their spread.
@@ -188,7 +184,6 @@ class MTLNAS(FromSingleTask, Searcher):
         l1_weight: float = 0.0,
         temperature: float = 1.0,
         temperature_power: float = 2.0,
-        all_edges: bool = False,
         logits_std: float = 0.01,
         samples: int = 10,
         seed: int = 0,
@@ -210,7 +205,6 @@ class MTLNAS(FromSingleTask, Searcher):
             lr_factor=fusion_lr_factor,
             relaxation=relaxation_of(relaxation),
             discretization=discretization,
-            all_edges=all_edges,
             init_std=logits_std,
             seed=seed,
         )
@@ -220,7 +214,7 @@ class MTLNAS(FromSingleTask, Searcher):
         self.l1_weight = l1_weight
         self.temperature = temperature
         self.temperature_power = temperature_power
-        self.samples = 0 if all_edges else samples
+        self.samples = samples
         self.start_from(
             init, single_task, {name: value for name, value in training.items() if name != "arch_optimizer"}
         )
