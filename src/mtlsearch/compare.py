@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtlsearch.report import comparing
-from mtlsearch.report.systems import KINDS, TOLERANCE
+from mtlsearch.report.agreement import KINDS, TOLERANCE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

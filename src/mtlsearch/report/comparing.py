@@ -11,9 +11,10 @@ from rich.text import Text
 
 from mtlsearch import files
 from mtlsearch.report import formats
+from mtlsearch.report.agreement import TOLERANCE, check
 from mtlsearch.report.comparison import Comparison, compare
 from mtlsearch.report.comparison_page import page
-from mtlsearch.report.systems import TOLERANCE, check, find, group
+from mtlsearch.report.systems import find, group
 from mtlsearch.rundir import near
 
 
@@ -34,7 +35,7 @@ def run(
     Args:
         paths: as for `systems.find`.
         output: the folder of the files; by default the one in which the runs lie.
-        allow, tolerance: as for `systems.check`.
+        allow, tolerance: as for `agreement.check`.
         split, names, seeds: as for `comparison.compare`.
         command: that led here, for the page.
         console: where to show it; the terminal by default.

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from statistics import fmean, stdev
 
 from mtlsearch.budget import training_seconds
+from mtlsearch.report.agreement import missing
 from mtlsearch.report.delta import delta_m, without_reference
-from mtlsearch.report.systems import Run, System, missing
-from mtlsearch.report.tables import ARROWS, SPLITS, Metrics, by_task, count, duration, words
+from mtlsearch.report.numbers import counted, gained, measured, timed, whole
+from mtlsearch.report.systems import Run, System
+from mtlsearch.report.tables import ARROWS, SPLITS, Metrics, by_task, words
 
 DELTA, COST, TRAINING = "delta_m, %", "cost", "training"
 Values = tuple[float | None, ...]
@@ -108,6 +111,11 @@ class Comparison:
             groups.setdefault(column.group, []).append(column)
         return groups
 
+    def row(self, folder: Path) -> int | None:
+        """The row of the system that the run in a folder belongs to."""
+        rows = (i for i, s in enumerate(self.systems) if folder.resolve() in (run.folder for run in s.runs))
+        return next(rows, None)
+
     def column(self, group: str, name: str) -> Column | None:
         """One column; None where there is none."""
         return next((c for c in self.columns if (c.group, c.name) == (group, name)), None)
@@ -121,7 +129,7 @@ def compare(
     names: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> Comparison:
-    """Make the table of systems that may be compared, see `systems.check`.
+    """Make the table of systems that may be compared, see `agreement.check`.
 
     Args:
         systems: at least one with a finished run.
@@ -267,41 +275,6 @@ def _unequal(systems: Sequence[System]) -> list[str]:
             listed = "; ".join(f"{name}: {', '.join(who)}" for name, who in users.items())
             notes.append(f"Not all have the same {what}. {listed}.")
     return notes
-
-
-# How numbers are written, means with deviations
-
-
-def measured(mean: float, deviation: float | None) -> str:
-    """Four digits of the mean, and as many decimals of its deviation."""
-    digits = 4 if abs(mean) < 1 else 2 if abs(mean) < 100 else 1 if abs(mean) < 1000 else 0
-    return f"{mean:.{digits}f}" + (f" ± {deviation:.{digits}f}" if deviation is not None else "")
-
-
-def gained(mean: float, deviation: float | None) -> str:
-    """Percent, with their sign; 0 for the reference."""
-    if not mean and not deviation:
-        return "0"
-    return f"{mean:+.2f}" + (f" ± {deviation:.2f}" if deviation is not None else "")
-
-
-def counted(mean: float, deviation: float | None) -> str:
-    """A large number in thousands, millions and so on, with a deviation only where there is any."""
-    digits, _, prefix = count(mean).partition(" ")
-    if not deviation:
-        return f"{digits} {prefix}".strip()
-    decimals = len(digits.partition(".")[2])
-    return f"{digits} ± {deviation * float(digits) / mean:.{decimals}f} {prefix}".strip()
-
-
-def whole(mean: float, deviation: float | None) -> str:
-    """A number of things."""
-    return f"{mean:,.0f}" + (f" ± {deviation:,.0f}" if deviation else "")
-
-
-def timed(mean: float, deviation: float | None) -> str:
-    """A time, whose spread says more of the machine than of the system."""
-    return duration(mean) if mean else "0 s"
 
 
 def _called(run: Run, what: str) -> str:

@@ -48,6 +48,15 @@ def page(comparison: Comparison, command: Sequence[str] = ()) -> str:
     return document(title, _head(comparison, title), sections)
 
 
+def overview(comparison: Comparison) -> list[str]:
+    """The sections that say on another page how systems compare."""
+    text = caption(comparison)
+    return [
+        section("Compared with other systems", _table(comparison, _main(comparison)), text),
+        _trade_off(comparison),
+    ]
+
+
 COSTS = """Of the finished network: parameters, multiply-accumulates and time for one image, for all tasks at once.
 The parameters of its backbone are in percent of those of the single-task networks' backbones. Images are the
 labelled ones that the weights of this network have seen; those of the search were seen by other weights or by arch

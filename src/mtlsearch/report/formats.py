@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from html import escape
 
 from rich import box
 from rich.console import Console
@@ -90,7 +91,7 @@ def markdown(comparison: Comparison) -> str:
 
 def markdown_escaped(text: str) -> str:
     """Plain text that Markdown shows as it is, in one line."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", " ".join(text.split(" ")).replace("\n", " "))
+    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", escape(text.replace("\n", " "), quote=False))
 
 
 def latex(comparison: Comparison) -> str:

@@ -23,6 +23,9 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 dl { display: flex; flex-wrap: wrap; gap: 12px 36px; margin: 20px 0 0; }
 dt { color: var(--soft); font-size: .82rem; }
 dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
+.answers { display: grid; grid-template-columns: max-content 1fr; gap: 8px 20px; margin: 0; }
+.answers dt { font-size: .92rem; font-weight: 600; }
+.answers dd { font-size: .95rem; font-weight: 400; overflow-wrap: anywhere; }
 .soft { color: var(--soft); overflow-wrap: anywhere; }
 .note { color: var(--soft); font-size: .88rem; margin-top: 12px; }
 .scroll { overflow-x: auto; }
@@ -56,6 +59,8 @@ pre { margin: 0; padding: 14px 16px; background: var(--back); border-radius: 8px
   thead th { font-size: .75rem; }
   th, td { padding: 5px 4px; }
   dl { gap: 10px 24px; }
+  .answers { display: block; }
+  .answers dd { margin-bottom: 10px; }
   .wide img { max-width: none; width: 720px; }
 }
 @media print { body { background: #fff; } section { break-inside: avoid; border: 0; padding: 0; } }

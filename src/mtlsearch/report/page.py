@@ -13,7 +13,10 @@ import yaml  # type: ignore[import-untyped]
 
 from mtlsearch import files
 from mtlsearch.report.cells import layout
+from mtlsearch.report.comparison import Comparison
+from mtlsearch.report.comparison_page import overview
 from mtlsearch.report.markup import Best, document, figure, section, table
+from mtlsearch.report.summary import answers
 from mtlsearch.report.tables import (
     COSTS,
     SPLITS,
@@ -60,12 +63,23 @@ SPREAD = ("mean ± deviation", "lowest", "highest")
 UNITS = "Angles are in degrees, depth errors in metres, all else is a fraction from 0 to 1."
 
 
-def write(run_dir: str | Path) -> Path:
-    """Write `report.html` from what the run's directory holds, and return its path."""
+def write(run_dir: str | Path, comparison: Comparison | None = None) -> Path:
+    """Write `report.html` from what the run's directory holds, and return its path.
+
+    Args:
+        run_dir: of a run.
+        comparison: of its system with others, to be shown as well.
+    """
     run_dir = Path(run_dir)
     metrics, architecture = _json(run_dir / "metrics.json"), _json(run_dir / "architecture.json")
     config = _text(run_dir / "config.yaml")
+    settings = yaml.safe_load(config)
+    settings = settings if isinstance(settings, dict) else {}
+    row = comparison.row(run_dir) if comparison is not None else None
+    summary = answers(settings, architecture, metrics, comparison, row)
     sections = [
+        section("In short", summary and f'<dl class="answers">{summary}</dl>'),
+        *(overview(comparison) if comparison is not None else ()),
         _comparison(metrics),
         _spread(metrics),
         _retrained(metrics),
@@ -74,7 +88,7 @@ def write(run_dir: str | Path) -> Path:
         _seconds(metrics),
         _origin(_text(run_dir / ".hydra" / "overrides.yaml"), config),
     ]
-    title, head = _head(run_dir.resolve().name, yaml.safe_load(config), architecture, metrics)
+    title, head = _head(run_dir.resolve().name, settings, architecture, metrics)
     page = document(title, head, sections)
     files.write(run_dir / "report.html", page)
     return run_dir / "report.html"
@@ -89,9 +103,10 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _head(run: str, config: Any, architecture: Mapping[str, Any], metrics: Metrics) -> tuple[str, str]:
+def _head(
+    run: str, config: Mapping[str, Any], architecture: Mapping[str, Any], metrics: Metrics
+) -> tuple[str, str]:
     """The page's title, and its first lines: what was searched on what, and the main numbers."""
-    config = config if isinstance(config, dict) else {}
     searcher, dataset = _called(config.get("searcher")), _called(config.get("dataset"))
     backbone = _called(architecture.get("backbone")) or _called(config.get("backbone"))
     title = " on ".join(filter(None, [searcher, backbone])) or run

@@ -1,9 +1,11 @@
-"""What a sweep shows: a table of its runs and the histograms of their edge probabilities side by side."""
+"""What a sweep shows: a table of its runs and the histograms of their edge probabilities side by side; or, where
+the searcher varies, their comparison."""
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mtlsearch import files
-from mtlsearch.report import figures
+from mtlsearch.report import comparing, figures, page
+from mtlsearch.report.systems import overrides_of
 from mtlsearch.report.tables import ARROWS, Metrics, number, words
+from mtlsearch.rundir import near, read_metrics, value
 from mtlsearch.rundir import read as read_settings
-from mtlsearch.rundir import read_metrics, value
 
 
 class Run(NamedTuple):
@@ -31,15 +34,22 @@ class Run(NamedTuple):
 
 
 def show(dir: str | Path, console: Console | None = None) -> None:
-    """Print the runs of a sweep and draw its `probabilities.png`, if there are any.
+    """Print the runs of a sweep and draw its `probabilities.png`, if there are any; or compare its searchers.
 
     A run is described by the settings that are not the same in all of them. Beside the objective the first
-    metric of every task is shown.
+    metric of every task is shown. Where the searcher varies, `comparison.html` is written, with what is missing
+    named, and the reports of the runs say how they compare.
     """
     console = console or Console()
     runs = read(Path(dir))
     if not runs:
         return
+    if len({run.settings.get("searcher") for run in runs}) > 1:
+        try:
+            compare(Path(dir), console)
+            return
+        except ValueError as error:
+            console.print(Text(f"No comparison: {error}", "red"), soft_wrap=True)
     varied = varying(runs)
     directions: Mapping[str, Any] = next(
         (run.metrics["directions"] for run in runs if run.metrics is not None), {}
@@ -67,6 +77,33 @@ def show(dir: str | Path, console: Console | None = None) -> None:
     console.print(Text(f"Runs: {dir}" + (f"\nProbabilities: {path}" if path else "")), soft_wrap=True)
 
 
+def compare(dir: Path, console: Console) -> None:
+    """Compare the searchers of a sweep, and have their reports say how they compare."""
+    wanted = swept(dir)
+    seeds = [int(seed) for seed in wanted.get("seed", ()) if seed.isdecimal()]
+    names = wanted.get("searcher", ())
+    command = ["python", "-m", "mtlsearch.compare", near(dir)]
+    result = comparing.run([dir], output=dir, names=names, seeds=seeds, command=command, console=console)
+    for system in result.systems:
+        for run in system.runs:
+            if run.metrics is not None and (run.folder / "report.html").exists():
+                page.write(run.folder, comparison=result)
+
+
+def swept(dir: Path) -> dict[str, list[str]]:
+    """The values of the settings that a sweep varies, where they are a plain list: "searcher=mtan,den"."""
+    path = dir / "multirun.yaml"
+    node = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("hydra", {}) if path.exists() else {}
+    params = (node.get("sweeper") or {}).get("params") or {}
+    given = overrides_of((node.get("overrides") or {}).get("task") or ())
+    pairs = {**params, **given}.items()
+    return {
+        name: [part.strip() for part in str(value).split(",")]
+        for name, value in pairs
+        if re.fullmatch(r"[\w\s,./-]+", str(value))
+    }
+
+
 def read(dir: Path) -> list[Run]:
     """The runs below a folder, in the order of their numbers."""
     runs = []
@@ -74,8 +111,7 @@ def read(dir: Path) -> list[Run]:
     begun = [folder for folder in folders if (folder / "config.yaml").exists()]
     for folder in sorted(begun, key=lambda path: (len(path.name), path)):
         overrides = yaml.safe_load((folder / ".hydra/overrides.yaml").read_text())
-        pairs = [override.partition("=") for override in overrides]
-        settings = {name.lstrip("+~"): value for name, _, value in pairs}
+        settings = overrides_of(overrides)
         metrics = read_metrics(folder) if (folder / "metrics.json").exists() else None
         runs.append(Run(folder, settings, read_settings(folder)["objective"], metrics))
     return runs

@@ -1,9 +1,10 @@
-"""Which runs are one system, and whether systems may stand in one table: read from the runs' files alone."""
+"""Which runs are one system: read from the runs' files alone, of which nothing is executed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -15,10 +16,6 @@ import yaml  # type: ignore[import-untyped]
 from mtlsearch.report.tables import Metrics
 from mtlsearch.rundir import Settings, near, read, read_metrics
 
-KINDS = ("data", "splits", "tasks", "budget")
-"""In what runs have to agree."""
-TOLERANCE = 0.05
-"""How far budgets may lie apart, as a fraction of the largest: epochs are whole."""
 INCIDENTAL = {
     "seed",
     "objective",
@@ -32,9 +29,6 @@ INCIDENTAL = {
     "dataset.cache_dir",
 }
 """Settings in which the runs of one system may differ."""
-TRAINING = {"batch_size", "num_workers", "augment", "cache", "cache_dir"}
-"""Settings of a data set that say how it is trained on, not what it is."""
-SPLITS = {"splits", "split_seed", "train", "val", "test"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ def find(paths: Sequence[str | Path]) -> list[Run]:
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
         inside = [found.parent.parent for found in path.rglob(".hydra/overrides.yaml")]
-        inside.sort(key=lambda folder: (len(folder.name), folder))  # a sweep's tenth job after its second
+        inside.sort(key=_natural)
         own = (
             [path] if (path / "config.yaml").exists() else [f for f in inside if (f / "config.yaml").exists()]
         )
@@ -110,6 +104,11 @@ def find(paths: Sequence[str | Path]) -> list[Run]:
             raise ValueError(f"{path} is not the folder of a run, and there is none in it.")
         folders |= dict.fromkeys(folder.resolve() for folder in own)
     return [_read(folder) for folder in folders]
+
+
+def _natural(folder: Path) -> list[str | int]:
+    """To sort by: a sweep's tenth job comes after its second."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(folder))]
 
 
 def _read(folder: Path) -> Run:
@@ -164,114 +163,6 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def check(systems: Sequence[System], allow: Collection[str] = (), tolerance: float = TOLERANCE) -> list[str]:
-    """Hold the finished runs against each other; the differences that are allowed, in words.
-
-    Args:
-        systems: of finished and other runs.
-        allow: in which `KINDS` they may differ.
-        tolerance: of budgets.
-
-    Raises:
-        ValueError: they differ in something else.
-    """
-    runs = [run for system in systems for run in system.runs if run.metrics is not None]
-    found: dict[str, str] = {}
-    for run in runs[1:]:
-        for kind, words in _differences(runs[0], run):
-            found.setdefault(kind, words)
-    if (words := _budgets(systems, tolerance)) and runs:
-        found.setdefault("budget", words)
-    for kind, words in found.items():
-        if kind not in allow:
-            raise ValueError(
-                f"These runs cannot be compared: {words}. With --allow {kind} they are nevertheless."
-            )
-    return [f"Not the same in all runs: {words}." for words in found.values()]
-
-
-def _differences(first: Run, run: Run) -> Iterator[tuple[str, str]]:
-    """The kinds in which two runs differ, each with its first difference in words."""
-    pair = f"of {near(first.folder)} and {near(run.folder)}"
-    sides = [dict(_data(r.settings)) for r in (first, run)]
-    for name in dict.fromkeys(chain(*sides)):
-        old, new = (side.get(name) for side in sides)
-        if old != new:
-            kind = "splits" if SPLITS & set(name.split(".")) else "data"
-            yield kind, f"{name} {pair} is {old} and {new}"
-    tasks = [_tasks(r) for r in (first, run)]
-    if tasks[0] != tasks[1]:
-        yield "tasks", f"the tasks {pair} are {_listed(tasks[0])} and {_listed(tasks[1])}"
-    pretrained = [_pretrained(r.settings) for r in (first, run)]
-    if None not in pretrained and pretrained[0] != pretrained[1]:
-        yield "budget", f"backbone.pretrained {pair} is {pretrained[0]} and {pretrained[1]}"
-
-
-def _data(settings: Settings) -> Iterator[tuple[str, Any]]:
-    """What a run is evaluated on, and what it may learn from."""
-    for name, value in flat({"dataset": settings.get("dataset")}):
-        if not TRAINING & set(name.split(".")):
-            yield name, value
-    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
-        yield f"trainer.{name}", (settings.get("trainer") or {}).get(name)
-
-
-def _tasks(run: Run) -> dict[str, list[str]]:
-    directions = (run.metrics or {}).get("directions", {})
-    return {task: sorted(directions[task]) for task in sorted(directions)}
-
-
-def _listed(tasks: Mapping[str, Sequence[str]]) -> str:
-    return "; ".join(f"{task} ({', '.join(metrics)})" for task, metrics in tasks.items()) or "none"
-
-
-def _pretrained(settings: Settings) -> bool | None:
-    """Whether a backbone starts from pretrained weights; None where there is no such backbone."""
-    backbone = settings.get("backbone")
-    return bool(backbone.get("pretrained")) if isinstance(backbone, dict) and backbone else None
-
-
-def _budgets(systems: Sequence[System], tolerance: float) -> str:
-    """That the budgets are too far apart, in words; empty where they are not."""
-    images: dict[str, list[int]] = {}
-    for system in systems:
-        for metrics in system.finished.values():
-            found = (metrics.get("budget") or {}).get("images")
-            if found is None:
-                return f"a run of {system.name} does not say how many labelled images its weights have seen"
-            images.setdefault(system.name, []).append(found)
-    if not images:
-        return ""
-    least, most = min(images, key=lambda n: min(images[n])), max(images, key=lambda n: max(images[n]))
-    low, high = min(images[least]), max(images[most])
-    if high - low <= tolerance * high:
-        return ""
-    return (
-        f"the weights of {least} have seen {low:,} labelled images and those of {most} {high:,}, more than "
-        f"{100 * tolerance:g} % apart"
-    )
-
-
-def missing(systems: Sequence[System], names: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[str]:
-    """The runs that a full table would have and that are not finished, in words.
-
-    Args:
-        systems: that are there.
-        names, seeds: of searchers that have to be there, and the seeds; by default those of the systems.
-    """
-    wanted = sorted({run.seed for system in systems for run in system.runs} | set(seeds))
-    lines = []
-    for system in systems:
-        begun = {run.seed: run for run in system.runs}
-        for seed in wanted:
-            if seed not in begun:
-                lines.append(f"{system.name}, seed {seed}: not begun")
-            elif begun[seed].metrics is None:
-                lines.append(f"{system.name}, seed {seed}: not finished, {near(begun[seed].folder)}")
-    there = {run.searcher for system in systems for run in system.runs}
-    return lines + [f"{name}: not begun" for name in names if name not in there]
-
-
 def flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested settings, each with its dotted name."""
     if isinstance(settings, Mapping) and settings:
@@ -282,11 +173,8 @@ def flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _said(value: Any) -> str:
-    return (
-        {None: "none", True: "true", False: "false"}.get(value, str(value))
-        if not isinstance(value, list)
-        else str(value)
-    )
+    """A setting as YAML has it, but for none."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _what(value: Any) -> Any:
