@@ -8,6 +8,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -183,6 +184,39 @@ def test_the_boxes_of_mtnas_and_of_its_baseline_have_their_heads(tmp_path):
         boxes, pixels = command.make_datamodule(settings).tasks
         assert boxes.spec["arguments"]["head"] == head
         assert (boxes.target.num_classes, len(pixels.target.class_names)) == (4, 16)
+
+
+OTHER_ROWS = {
+    "single_task searcher=hard_sharing searcher.optimizer.nesterov=false epochs.train=506": 506,
+    "single_task searcher=cross_stitch searcher.stitch_lr_factor=100 epochs.train=253": 506,
+    "single_task searcher=nddr searcher.fusion_lr_factor=100 epochs.train=253": 506,
+    "single_task searcher=nddr searcher.optimizer.lr=0.00025 epochs.single_task=380 epochs.train=380": 760,
+    "s1": 506,
+    "s1 searcher=nddr_supernet searcher.fusion_lr_factor=100": 506,
+    "table3_single_task searcher=cross_stitch epochs.train=4": 8,
+    "table3_single_task searcher=hard_sharing searcher.optimizer.nesterov=false epochs.train=8": 8,
+    "scenes_single_task searcher=hard_sharing epochs.train=14": 14,
+    "scenes_single_task searcher=cross_stitch epochs.single_task=7 epochs.train=7": 14,
+    "scenes_single_task searcher=nddr epochs.single_task=7 epochs.train=7 tasks=[object_soft,scene_soft]": 14,
+    "scenes_s1 searcher=nddr_supernet": 14,
+}
+
+
+@pytest.mark.parametrize("command_line", OTHER_ROWS)
+def test_rows_of_other_systems_have_the_commands_that_comments_name(command_line, tmp_path):
+    """They train as long as the searches, with the searches' optimiser."""
+    name, *overrides = command_line.split()
+    given = [] if name.startswith("scenes") else [f"dataset.root={tmp_path}"]
+    settings = settings_of(compose(f"mtlnas/{name}", *overrides, *given, *TINY))
+    _, searcher = command.make(settings)
+    stages = {searcher.first_stage().stage, searcher.stage}
+    assert sum(settings["epochs"][stage] for stage in stages) == OTHER_ROWS[command_line]
+    if given:
+        optimizer = searcher.configure_optimizers()[0]
+        assert isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["nesterov"]
+        assert optimizer.defaults["weight_decay"] == 0.00025
+        factors = {group["lr"] / optimizer.defaults["lr"] for group in optimizer.param_groups}
+        assert (100 in factors) == ("factor=100" in command_line)
 
 
 def test_a_scaled_experiment_runs(tmp_path, monkeypatch):
