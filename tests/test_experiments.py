@@ -55,11 +55,13 @@ def test_all_tables_are_there_in_both_sizes():
     ]
     tables = [*(f"table{n}" for n in (1, 2, 3, 4, 6)), *ablations]
     assert {f"adashare/{size}{table}" for size in ("", "scenes_") for table in tables} <= set(NAMES)
+    assert {f"adashare/table{n}_others" for n in range(1, 5)} <= set(NAMES)
     rows = [f"table1_{name}" for name in ("no_branch_search", "no_backbone_search", "pretrain", "random")]
     rows += ["table1_together", "table1_proxy", "table2_presearch", "table2_backbone_search"]
     assert {f"mtnas/{size}{row}" for size in ("", "scenes_") for row in rows} <= set(NAMES)
     assert {
-        f"mtnas/{name}" for name in ("table1", "table1_ssd", "table1_fcn", "table1_mtl", "table3")
+        f"mtnas/{name}"
+        for name in ("table1", "table1_ssd", "table1_fcn", "table1_mtl", "table1_triplenet", "table3")
     } <= set(NAMES)
     assert {"demo", "camvid", "camvid_detection", "nyuv2_samples", "adashare/small", "mtnas/small"} <= set(
         NAMES
@@ -87,11 +89,31 @@ def test_an_experiment_makes_its_data_and_its_searcher_in_every_job(name, tmp_pa
         if isinstance(searcher, ms.MTNAS):
             assert all({stage, stage.partition("_")[0]} & set(settings["epochs"]) for stage in searcher.plan)
             continue
+        if not isinstance(settings["epochs"], dict):  # of every stage
+            continue
         stages = {searcher.first_stage().stage, searcher.stage}
         stages |= {"retrain"} if isinstance(searcher, ms.AdaShare) else set()
         assert stages == set(settings["epochs"]) or (
             name.endswith("small") and stages < set(settings["epochs"])
         )
+
+
+@pytest.mark.parametrize(
+    "searcher",
+    ["single_task", "hard_sharing", "cross_stitch", "sluice", "nddr", "mtan", "den"],
+)
+def test_other_systems_have_the_settings_of_adashare(searcher, tmp_path):
+    given = [f"searcher={searcher}", f"dataset.root={tmp_path}", *TINY]
+    ours = settings_of(compose("adashare/table1", f"dataset.root={tmp_path}"))
+    settings = settings_of(compose("adashare/table1_others", *given))
+    for key in ("tasks", "weights", "head", "dataset", "trainer"):
+        assert settings[key] == ours[key]
+    optimizer = settings["searcher"]["optimizer"]
+    optimizer.pop("fused", None)  # faster, and no other numbers
+    assert optimizer == ours["searcher"]["optimizer"]
+    assert settings["epochs"] == ours["epochs"]["retrain"]
+    _, made = command.make(settings)
+    assert [task.name for task in made.tasks] == ["semantic", "normals"]
 
 
 def test_the_papers_numbers():
