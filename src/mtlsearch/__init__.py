@@ -7,7 +7,7 @@ result = ms.search(ms.MTLNAS(tasks, backbone="resnet18"), datamodule, dir="runs/
 result.network(image)  # {task: prediction}
 """
 
-from mtlsearch import backbones, data, tasks
+from mtlsearch import backbones, balancing, data, tasks
 from mtlsearch.architecture import Architecture
 from mtlsearch.baselines import (
     DEN,
@@ -59,6 +59,7 @@ __all__ = [
     "Task",
     "TripleNet",
     "backbones",
+    "balancing",
     "cost",
     "data",
     "load",

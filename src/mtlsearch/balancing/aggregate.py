@@ -114,8 +114,11 @@ def torchjd(name: str, **arguments: Any) -> Aggregate:
         from torchjd import aggregation
     except ModuleNotFoundError as error:
         raise ValueError(missing(name, error)) from error
-    known = [each for each in aggregation.__all__ if inspect.isclass(getattr(aggregation, each))]
-    known = [each for each in known if issubclass(getattr(aggregation, each), aggregation.Aggregator)]
+    public = [getattr(aggregation, each) for each in aggregation.__all__]
+    found = [
+        each for each in public if issubclass(each, aggregation.Aggregator) and not inspect.isabstract(each)
+    ]
+    known = [each.__name__ for each in found if not each.__name__.endswith("Aggregator")]
     if name not in known:
         raise ValueError(f"torchjd has no aggregator {name!r}: take one of {', '.join(known)}.")
     make = partial(getattr(aggregation, name), **arguments)
