@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mtlsearch.nn.depthwise import Depthwise
+
 OPERATIONS = (
     "none",
     "max_pool_3x3",
@@ -56,12 +58,9 @@ def operation(name: str, channels: int, stride: int, *, affine: bool = True) -> 
 
 def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     """ReLU, depthwise and pointwise convolution, BN."""
-    padding = dilation * (kernel // 2)
     return [
         nn.ReLU(),
-        nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False
-        ),
+        Depthwise(channels, kernel, stride, dilation),
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=affine),
     ]
