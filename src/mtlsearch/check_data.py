@@ -236,7 +236,8 @@ def _histogram(tally: Tally) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the data set of a command line and return the exit code: 1 where there are problems."""
-    from mtlsearch.run import answer, compose_dataset
+    from mtlsearch.answers import answer
+    from mtlsearch.run import compose_dataset
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):

@@ -36,7 +36,13 @@ def scaled_optimizer(
             if id(parameter) in wanted:
                 wanted.remove(id(parameter))
                 by_factor.setdefault(factors.get(name, 1.0), []).append(parameter)
-    optimizer = make([{"params": group, "lr_factor": factor} for factor, group in by_factor.items()])
+    groups = [{"params": group, "lr_factor": factor} for factor, group in by_factor.items()]
+    try:
+        optimizer = make(groups)
+    except TypeError as error:
+        raise ValueError(
+            f"The optimizer cannot be made: {error}. At the command line ~searcher.optimizer.NAME leaves one out."
+        ) from error
     for group in optimizer.param_groups:
         group["lr"] *= group["lr_factor"]
         group["initial_lr"] = group["lr"]

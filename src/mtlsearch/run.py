@@ -1,18 +1,15 @@
 """The command line: `python -m mtlsearch.run searcher=mtlnas backbone=resnet50`. `--help` says what there is.
 
 YAML names classes and their arguments, Hydra composes it, and here the objects are made and handed to
-`mtlsearch.search`: no other file knows Hydra.
+`mtlsearch.search`: no other file but `answers` knows Hydra.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
-import errno
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import (
-    HydraException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from mtlsearch import stages
+from mtlsearch.answers import CONF, INTERRUPTED, answer, unknown
 from mtlsearch.rundir import (
     FOLDER,
     Settings,
@@ -51,9 +42,13 @@ if TYPE_CHECKING:
     from mtlsearch.namespace import pl
     from mtlsearch.task import Task
 
-INTERRUPTED = 130
-PACKAGE = Path(__file__).resolve().parent
-CONF = next(path for path in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if (path / "run.yaml").exists())
+
+def share(part: int, whole: int, *, _root_: DictConfig) -> int:
+    """`${share:1,2}` in a file of settings: a half of `budget`, in whole epochs and at least one."""
+    return max(1, round(int(_root_.budget) * part / whole))
+
+
+OmegaConf.register_new_resolver("share", share, replace=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -315,63 +310,6 @@ class Sweep(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         if Sweep.dirs and is_first():
             print(f"\nJob {config.hydra.job.num}: {' '.join(config.hydra.overrides.task)}", flush=True)
-
-
-# Errors
-
-
-def answer(work: Callable[[], Any]) -> int:
-    """Do the work and return an exit code: one line for what a user can mend, and for Ctrl-C.
-
-    With MTLSEARCH_TRACEBACK=1 in the environment the traceback is shown as well.
-    """
-    try:
-        work()
-    except KeyboardInterrupt as stop:
-        print(f"interrupted: {stop}".rstrip(": "), file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if not is_users(error):
-            raise
-        if os.environ.get("MTLSEARCH_TRACEBACK") == "1":
-            traceback.print_exc()
-        print(f"error: {explain(error)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def is_users(error: Exception) -> bool:
-    """Whether an error is about what the user gave or has, rather than about this program."""
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return isinstance(error.__cause__, ValueError | TypeError | ImportError)
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
-        return error.errno == errno.ENOSPC
-    return isinstance(error, HydraException | OmegaConfBaseException | ValueError)
-
-
-def explain(error: Any) -> str:
-    """An error in one line, with the nearest known names where one is unknown."""
-    cause = error.__cause__
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, name = str(error.missing_cfg_file).partition("/")
-        paths = (path.relative_to(CONF / group) for path in (CONF / group).rglob("*.yaml"))
-        text = unknown(group, name, [*error.options, *(str(path.with_suffix("")) for path in paths)])
-    elif isinstance(error, OverrideParseException):
-        text = f"{error.override!r} cannot be read: a setting is KEY=VALUE."
-    elif isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        known = [str(key) for key in cause.parent_node if key != "hydra" and not str(key).startswith("_")]
-        above = str(cause.full_key).removesuffix(str(cause.key))
-        text = unknown("setting", str(cause.full_key), [above + key for key in known])
-    elif isinstance(error, InstantiationException) and isinstance(cause, ValueError):
-        text = str(cause)
-    return " ".join(text.split())
-
-
-def unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    """That a name is not known, and which come near."""
-    close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.0)
-    return f"There is no {kind} {name!r}. Near it: {', '.join(close)}."
 
 
 if __name__ == "__main__":
