@@ -274,6 +274,15 @@ def test_the_sum_of_the_gradients_is_no_balancing():
     close(trained(accumulate=2, clip=0.1), trained(accumulate=2, clip=0.1, balancing=Aggregate(Total())))
 
 
+@pytest.mark.parametrize("method", ["pcgrad", "pareto", "uncertainty"])
+def test_bfloat16_is_trained_in(method):
+    searcher = ToySearcher(balancing=METHODS[method]())
+    trainer = make_trainer(1, precision="bf16-mixed")
+    trainer.fit(searcher, searcher.train_data(TinyData(searcher.tasks)))
+    assert all(value.isfinite().all() for value in searcher.net.state_dict().values())
+    assert {value.dtype for value in searcher.net.weights()} == {torch.float32}
+
+
 def adashare(**arguments):
     tasks = make_tasks("semantic", "depth", "normals")
     return ms.AdaShare(tasks, "test_resnet", warmup=0.0, optimizer=SGD, arch_optimizer=SGD, **arguments)
