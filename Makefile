@@ -10,7 +10,7 @@ demo: .venv/ready ## Search, derive, evaluate and report on rendered scenes: a f
 	$(BIN)/python -m mtlsearch.run experiment=demo
 
 test: .venv/ready ## Run the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: .venv/ready ## Check style and format
 	$(BIN)/ruff check .
