@@ -58,6 +58,12 @@ def cells(**arguments):
     return ms.MTNAS(tasks, relaxation="concrete", **stack, **optimizers, **arguments)
 
 
+def sluice():
+    tasks = make_tasks("semantic", "depth", "normals")
+    slow = partial(SGD, lr=0.01)  # a cosine of small features is steep, and lets rounding grow
+    return ms.Sluice(tasks, "test_convnext", orthogonality=0.01, single_task=False, optimizer=slow)
+
+
 def channels(**arguments):
     tasks = make_tasks("semantic", "depth", "normals")
     optimizers = {"optimizer": SGD, "arch_optimizer": partial(SGD, lr=1.0)}
@@ -145,6 +151,7 @@ CASES = {
         partial(one, depth=(0, 3, 4, 7), normals=(1, 2, 3, 4, 5, 6, 7)),
     ),
     "a preference": (partial(toy, balancing=ParetoMTL((1, 3))), partial(one, semantic=(0, 1, 2, 3, 4, 5, 7))),
+    "units between networks": (sluice, partial(one, depth=(0, 3, 4, 7), normals=(1, 2, 3, 4, 5, 6, 7))),
     "boxes": (boxes, partial(boxed, detection=(1, 2, 5, 6))),
     "a data set a task": (toy, partial(two, together=False)),
     "a data set a task, together": (toy, partial(two, together=True)),

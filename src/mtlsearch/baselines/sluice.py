@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mtlsearch.architecture import backbone_of, specs_of, tasks_of
@@ -251,6 +252,8 @@ class Sluice(JoinedBaseline):
             terms = super().terms(group, batch, batch_index)
         passes = len(found) // len(self.net.units)
         overlap = torch.stack(found).sum() / passes
-        self.log("train/overlap", overlap.detach(), on_step=False, on_epoch=True, batch_size=1)
+        several = dist.is_available() and dist.is_initialized()
+        settings: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": several}
+        self.log("train/overlap", overlap.detach(), **settings)
         terms["orthogonality"] = self.orthogonality * overlap
         return terms
