@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from mtlsearch import compare as command
-from mtlsearch import run as run_command
-from mtlsearch.report import comparing, formats, side_by_side, sweep
+from mtlsearch.report import comparing, formats, side_by_side
 from mtlsearch.report.agreement import check, missing
 from mtlsearch.report.comparison import Column, compare
 from mtlsearch.report.delta import delta_m, without_reference
@@ -347,7 +346,7 @@ def test_the_front_by_hand():
         "dear": Point(4, 6, 1.0),
     }
     assert front(points) == ["cheap", "good", "same", "dear"]
-    (axes,) = trade_off({"MACs": points}, "gain").axes
+    (axes,) = trade_off(points, "MACs", "gain").axes
     drawn = [line.get_gid() for line in axes.lines]
     assert drawn.count("front") == 4 and drawn.count("beaten") == 2
     (line,) = [line for line in axes.lines if line.get_gid() == "line"]
@@ -375,28 +374,3 @@ def test_the_command_writes_all_and_names_what_it_refuses(runs, capsys, monkeypa
         line.startswith("error: These runs cannot be compared: the weights of") and "--allow budget" in line
     )
     assert command.main([".", "--allow", "budget", "data"]) == 0
-
-
-def test_a_sweep_over_searchers_ends_in_the_comparison(folder, capfd):
-    tiny = ["backbone=timm", "backbone.name=test_resnet", "trainer.accelerator=cpu", "tasks=[semantic,depth]"]
-    tiny += [f"dataset.{name}" for name in ("size=32", "train=8", "val=4", "test=4", "batch_size=4")]
-    arguments = [*tiny, "epochs=1", "searcher=hard_sharing,single_task", "hydra.sweep.dir=s"]
-    assert run_command.main(["-m", *arguments, "seed=0"]) == 0
-    assert run_command.main(["-m", *arguments, "seed=0"]) == 0
-    out = capfd.readouterr().out
-    assert out.count("epoch 1 of 1") == 2  # finished runs are not repeated
-    assert "delta_m, %" in out and "Comparison: s/comparison.html" in out
-    page, report = Path("s/comparison.html").read_text(), Path("s/0/report.html").read_text()
-    assert "Predictions side by side" in page and page.count('class="tile"') == 2 * 2 * (2 + 2)
-    assert "Compared with other systems" in report and re.search(
-        r"delta_m .* number [12] of 2 systems", report
-    )
-
-    for path in Path("s/1").glob("metrics.json"):
-        path.unlink()
-    (folder / "s" / "multirun.yaml").write_text(
-        "hydra: {overrides: {task: ['searcher=hard_sharing,single_task,mtan']}}"
-    )
-    sweep.show("s")
-    out = capfd.readouterr().out
-    assert "Missing: single_task, seed 0: not finished, s/1; mtan: not begun." in out

@@ -167,7 +167,12 @@ def train(case, batch_size, **trainer):
     trainer.fit(searcher, searcher.train_data(data))
     values = {name: value.item() for name, value in trainer.callback_metrics.items()}
     state = searcher.net.state_dict() | searcher.balancing.state_dict()
-    return {"state": state, "metrics": values, "derived": searcher.derive().to_json()}
+    return {
+        "state": state,
+        "metrics": values,
+        "derived": searcher.derive().to_json(),
+        "images": searcher.images.by_group,
+    }
 
 
 def average_precision(shares, rank):
@@ -234,12 +239,13 @@ def test_both_ranks_end_with_the_same_arch_parameters_weights_and_statistics(bot
     assert any(part in name for name in one["state"] for part in own)
     for name in one["state"]:
         assert torch.equal(one["state"][name], two["state"][name]), name
-    assert one["derived"] == two["derived"] and one["metrics"] == two["metrics"]
+    assert all(one[name] == two[name] for name in ("derived", "metrics", "images"))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] is not adam])
 def test_two_processes_equal_one_with_the_same_global_batch(both, case):
     two, one = ended(both, case)[0], train(case, 4)
+    assert two["images"] == one["images"] and any(one["images"]["weights"].values())
     for name, value in one["state"].items():
         torch.testing.assert_close(two["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
     # Average precision jumps where two scores change places.

@@ -223,8 +223,8 @@ def _gains(systems: Sequence[System], reference: System, split: str) -> tuple[li
                 notes[f"{words(system.name)}, seed {seed}: {error}"] = None
             for task, name in without_reference(separate, directions):
                 notes[
-                    f"delta_m leaves out {words(name)} of {task} for seed {seed}: it is 0 for single_task, so "
-                    "that there is no percentage of it."
+                    f"delta_m leaves out {words(name)} of {task} for seed {seed}: single-task networks have 0 "
+                    "there, of which there is no percentage."
                 ] = None
     tasks = dict.fromkeys(chain(*gains.values()))
     order = [task for task in tasks if task != "all"] + ["all"] if tasks else []

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml  # type: ignore[import-untyped]
 
 from mtlsearch.report.comparison import COST, DELTA, TRAINING, Column, Comparison, caption
-from mtlsearch.report.markup import Best, Second, details, document, figure, picture, section, table
+from mtlsearch.report.markup import Best, Second, details, document, picture, section, table
 from mtlsearch.report.pareto import Point, trade_off
 from mtlsearch.report.side_by_side import side_by_side
 from mtlsearch.report.systems import System, class_of
@@ -72,9 +72,20 @@ def _head(comparison: Comparison, title: str) -> str:
         "data": class_of(run.settings.get("dataset")),
         "evaluated on": f"{SPLITS[comparison.split].lower()} data",
         "seeds": ", ".join(map(str, seeds)),
+        "budget": _budget(comparison),
     }
-    lead = "; ".join(f"{name} {text}" for name, text in about.items())
+    lead = "; ".join(f"{name} {text}" for name, text in about.items() if text)
     return f'<h1>{escape(title)}</h1>\n<p class="soft">{escape(lead)}</p>\n'
+
+
+def _budget(comparison: Comparison) -> str:
+    """How many labelled images the weights of all have seen."""
+    column = comparison.column(TRAINING, "images")
+    found = [mean for mean in column.means if mean is not None] if column is not None else []
+    if not found:
+        return ""
+    least, most = f"{min(found):,.0f}", f"{max(found):,.0f}"
+    return f"{least if least == most else f'{least} to {most}'} labelled images"
 
 
 def _main(comparison: Comparison) -> list[Column]:
@@ -87,7 +98,6 @@ def _main(comparison: Comparison) -> list[Column]:
             (DELTA, "all"),
             (COST, "parameters"),
             (COST, "MACs"),
-            (TRAINING, "images"),
             (TRAINING, "images of the search"),
         )
     ]
@@ -121,7 +131,7 @@ def _remarks(comparison: Comparison) -> str:
 
 def _trade_off(comparison: Comparison) -> str:
     gain = comparison.column(DELTA, "all")
-    panels = {}
+    shown = ""
     for name in ("MACs", "parameters"):
         cost = comparison.column(COST, name)
         if gain is None or cost is None:
@@ -130,14 +140,13 @@ def _trade_off(comparison: Comparison) -> str:
         found = zip(comparison.names, cost.means, gain.means, gain.deviations)
         points = {n: Point(c / scale, g, d) for n, c, g, d in found if c is not None and g is not None}
         if points:
-            panels[f"{name}, {prefix}".rstrip(", ")] = points
-    if not panels:
-        return ""
-    content = io.BytesIO()
-    trade_off(panels, "delta_m of all tasks, %").savefig(content, bbox_inches="tight", pad_inches=0.08)
-    text = """Each system's gain over single-task networks against what its network costs, with the deviation over
+            content = io.BytesIO()
+            drawn = trade_off(points, f"{name}, {prefix}".rstrip(", "), "delta_m of all tasks, %")
+            drawn.savefig(content, bbox_inches="tight", pad_inches=0.08)
+            shown += picture(f"{name} against gain", content.getvalue())
+    note = """Each system's gain over single-task networks against what its network costs, with the deviation over
 seeds. Purple: the Pareto front, the systems that none beats in cost and gain at once. Upper left is best."""
-    return figure("Cost against gain", content.getvalue(), text)
+    return section("Cost against gain", shown and f'<div class="pair">{shown}</div>', note)
 
 
 def _metrics(comparison: Comparison) -> str:

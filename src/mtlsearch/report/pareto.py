@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mtlsearch.report.style import CHOSEN, INK, styled
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+BEATEN = "#BBBBBB"
 
 
 class Point(NamedTuple):
@@ -33,61 +34,41 @@ def front(points: Mapping[str, Point]) -> list[str]:
 
 
 @styled
-def trade_off(panels: Mapping[str, Mapping[str, Point]], gain: str) -> Figure:
-    """A scatter for every kind of cost, side by side, with the Pareto front in colour and joined.
+def trade_off(points: Mapping[str, Point], cost: str, gain: str) -> Figure:
+    """A scatter of systems, numbered, with the Pareto front in colour and joined.
 
     Args:
-        panels: the systems' points by name, by the label of the cost.
-        gain: the label of what is gained.
+        points: by name.
+        cost, gain: the labels of the axes.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    names = list(dict.fromkeys(name for points in panels.values() for name in points))
-    figure = Figure(figsize=(1.0 + 3.7 * len(panels), 3.5 + 0.18 * len(names)))
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-    for axes, (label, points) in zip(grid.flat, panels.items()):
-        _scatter(axes, points, [names.index(name) + 1 for name in points])
-        axes.set_xlabel(label)
-    grid[0, 0].set_ylabel(gain)
-    best = {name for points in panels.values() for name in front(points)}
-    key = [
-        Line2D(
-            [],
-            [],
-            marker="o",
-            linestyle="",
-            color=CHOSEN if name in best else "#BBBBBB",
-            label=f"{i}  {name}",
-        )
-        for i, name in enumerate(names, start=1)
-    ]
-    figure.legend(handles=key, loc="outside lower center", ncols=2)
-    return figure
-
-
-def _scatter(axes: Axes, points: Mapping[str, Point], numbers: Sequence[int]) -> None:
-    """One panel: numbered points, and the front as a staircase."""
+    figure = Figure(figsize=(4.4, 3.4 + 0.18 * len(points)))
+    axes = figure.subplots()
     best = front(points)
-    for number, (name, point) in zip(numbers, points.items()):
-        colour = CHOSEN if name in best else "#BBBBBB"
-        axes.errorbar(
-            point.cost, point.gain, yerr=point.deviation, color=colour, elinewidth=1.0, capsize=2.0, zorder=2
-        )
+    colours = {name: CHOSEN if name in best else BEATEN for name in points}
+    for number, (name, point) in enumerate(points.items(), start=1):
+        style: dict[str, Any] = {"color": colours[name], "elinewidth": 1.0, "capsize": 2.0, "zorder": 2}
+        axes.errorbar(point.cost, point.gain, yerr=point.deviation, **style)
         gid = "front" if name in best else "beaten"
-        axes.plot(point.cost, point.gain, "o", color=colour, markersize=12, zorder=3, gid=gid)
-        ink = "white" if name in best else INK
-        axes.annotate(
-            str(number),
-            (point.cost, point.gain),
-            ha="center",
-            va="center_baseline",
-            fontsize=8,
-            color=ink,
-            zorder=4,
-        )
+        axes.plot(point.cost, point.gain, "o", color=colours[name], markersize=12, zorder=3, gid=gid)
+        ink: dict[str, Any] = {
+            "color": "white" if name in best else INK,
+            "ha": "center",
+            "va": "center_baseline",
+        }
+        axes.annotate(str(number), (point.cost, point.gain), fontsize=8, zorder=4, **ink)
     stairs = sorted(points[name][:2] for name in best)
     axes.step(*zip(*stairs), where="post", color=CHOSEN, linewidth=1.0, linestyle="--", zorder=1, gid="line")
     axes.axhline(0, color="#888888", linewidth=0.8, linestyle=":", zorder=0)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.12, y=0.15)
+    axes.margins(y=0.15)
+    axes.set_xlim(0, 1.1 * max(point.cost for point in points.values()) or 1)
+    axes.set_xlabel(cost)
+    axes.set_ylabel(gain)
+    key = [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=f"{number}  {name}")
+        for number, (name, colour) in enumerate(colours.items(), start=1)
+    ]
+    figure.legend(handles=key, loc="outside lower left", ncols=1)
+    return figure

@@ -93,6 +93,10 @@ def outcome(architecture: Mapping[str, Any]) -> str:
         blocks = len(architecture["blocks"])
         runs = (f"{task} runs {sum(select)}" for task, select in architecture["select"].items())
         return f"Of {blocks} blocks {', '.join(runs)}."
+    if architecture.get("kind") == "elastic":
+        whole = sum(architecture["channels"])
+        runs = (f"{task} runs {sum(kept) / whole:.0%}" for task, kept in architecture["kept"].items())
+        return f"Of the blocks' {whole} hidden channels {', '.join(runs)}."
     if architecture.get("kind") == "cells":
         return layout(architecture)
     made = KINDS.get(architecture.get("kind", ""))
