@@ -276,6 +276,12 @@ def test_unequal_backbones_are_said(runs):
     )
 
 
+def test_the_best_of_several_is_said(runs):
+    path = runs / "ada0" / "metrics.json"
+    path.write_text(path.read_text().replace('"seconds"', '"retrained": [{}, {}, {}], "seconds"'))
+    assert table_of(runs).notes == ("The best on validation data of several networks: adashare of 3.",)
+
+
 # How it is written
 
 

@@ -22,6 +22,7 @@ SWEEP = ["-m", *TINY, "epochs=2", "searcher=adashare,single_task", "seed=0", "hy
 SECTIONS = {
     "s/comparison.html": [
         "In short",
+        "To keep in mind",
         "Cost against gain",
         "All metrics, test data",
         "Cost",

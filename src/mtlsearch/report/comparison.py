@@ -156,7 +156,7 @@ def compare(
         columns += gains
         said += remarks
     columns += _costs(systems, reference)
-    said += _unequal(systems)
+    said += [*_unequal(systems), *_chosen(systems)]
     return Comparison(
         tuple(systems), tuple(columns), split, tuple(missing(systems, names, seeds)), tuple(said)
     )
@@ -275,6 +275,17 @@ def _unequal(systems: Sequence[System]) -> list[str]:
             listed = "; ".join(f"{name}: {', '.join(who)}" for name, who in users.items())
             notes.append(f"Not all have the same {what}. {listed}.")
     return notes
+
+
+def _chosen(systems: Sequence[System]) -> list[str]:
+    """Which systems are the best of several networks."""
+    counts = {
+        words(system.name): max(len(metrics.get("retrained") or ()) for metrics in system.finished.values())
+        for system in systems
+        if system.finished
+    }
+    listed = [f"{name} of {number}" for name, number in counts.items() if number > 1]
+    return [f"The best on validation data of several networks: {', '.join(listed)}."] if listed else []
 
 
 def _called(run: Run, what: str) -> str:
