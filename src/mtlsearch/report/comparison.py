@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,8 @@ from mtlsearch.budget import training_seconds
 from mtlsearch.report.agreement import missing
 from mtlsearch.report.delta import delta_m, without_reference
 from mtlsearch.report.numbers import counted, gained, measured, timed, whole
-from mtlsearch.report.systems import Run, System
+from mtlsearch.report.remarks import chosen, unequal
+from mtlsearch.report.systems import System
 from mtlsearch.report.tables import ARROWS, SPLITS, Metrics, by_task, words
 
 DELTA, COST, TRAINING = "delta_m, %", "cost", "training"
@@ -156,7 +157,7 @@ def compare(
         columns += gains
         said += remarks
     columns += _costs(systems, reference)
-    said += [*_unequal(systems), *_chosen(systems)]
+    said += [*unequal(systems), *chosen(systems)]
     return Comparison(
         tuple(systems), tuple(columns), split, tuple(missing(systems, names, seeds)), tuple(said)
     )
@@ -262,37 +263,6 @@ def _costs(systems: Sequence[System], reference: System | None) -> list[Column]:
         _column(systems, TRAINING, "time of the search", None, lambda m, seed: training_seconds(m)[1], timed),
     ]
     return [column for column in columns if any(mean is not None for mean in column.means)]
-
-
-def _unequal(systems: Sequence[System]) -> list[str]:
-    """Backbones and heads that not all systems share."""
-    notes = []
-    for what in ("backbone", "head"):
-        users: dict[str, list[str]] = {}
-        for system in systems:
-            users.setdefault(_called(system.runs[0], what), []).append(words(system.name))
-        if len(users) > 1:
-            listed = "; ".join(f"{name}: {', '.join(who)}" for name, who in users.items())
-            notes.append(f"Not all have the same {what}. {listed}.")
-    return notes
-
-
-def _chosen(systems: Sequence[System]) -> list[str]:
-    """Which systems are the best of several networks."""
-    counts = {
-        words(system.name): max(len(metrics.get("retrained") or ()) for metrics in system.finished.values())
-        for system in systems
-        if system.finished
-    }
-    listed = [f"{name} of {number}" for name, number in counts.items() if number > 1]
-    return [f"The best on validation data of several networks: {', '.join(listed)}."] if listed else []
-
-
-def _called(run: Run, what: str) -> str:
-    entry = run.settings.get(what)
-    if isinstance(entry, Mapping):
-        return str(entry.get("name") or "one of its own")
-    return str(entry)
 
 
 def caption(comparison: Comparison) -> str:
