@@ -11,7 +11,7 @@ from mtlsearch import report
 from mtlsearch.nn.operations import OPERATIONS
 from mtlsearch.report import cells, figures
 from mtlsearch.searchers import genotypes
-from mtlsearch.searchers.cell_supernet import random_cells
+from mtlsearch.searchers.cell_supernet import draw
 from mtlsearch.searchers.cells import KINDS
 
 HOSTILE = "<script>$x_1"
@@ -37,7 +37,9 @@ def drawn(axes, gid):
 @pytest.fixture(scope="module")
 def random():
     generator = torch.Generator().manual_seed(0)
-    return [random_cells(generator) for _ in range(20)]
+    operations = torch.ones(14, len(OPERATIONS))
+    operations[:, OPERATIONS.index("none")] = 0
+    return [{kind: draw(operations, torch.ones(14), generator) for kind in KINDS} for _ in range(20)]
 
 
 def test_every_edge_is_drawn_once_with_its_operation(random):
