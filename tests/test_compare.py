@@ -64,6 +64,15 @@ def test_runs_that_differ_in_the_seed_alone_are_one_system(runs):
     assert systems[0].is_single_task
 
 
+def test_a_system_that_has_a_name_goes_by_it(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path / f"darts{seed}", "mtnas", seed, system="DARTS", budget=8)
+    systems = group(find([tmp_path]))
+    assert [system.name for system in systems] == ["DARTS"]
+    systems[0].runs[0].overrides["system"] = "darts"
+    assert missing(systems, ["darts", "mtan"]) == ["mtan: not begun"]
+
+
 def test_a_run_that_a_setting_names_is_told_by_what_it_is(runs, tmp_path):
     for seed in range(2):
         extra = {"like": str(runs / f"ada{seed}")}

@@ -111,7 +111,7 @@ def missing(systems: Sequence[System], names: Sequence[str] = (), seeds: Sequenc
 
     Args:
         systems: that are there.
-        names, seeds: of searchers that have to be there, and the seeds; by default those of the systems.
+        names, seeds: of searchers or systems that have to be there, and the seeds; by default those of the systems.
     """
     wanted = sorted({run.seed for system in systems for run in system.runs} | set(seeds))
     lines = []
@@ -122,5 +122,6 @@ def missing(systems: Sequence[System], names: Sequence[str] = (), seeds: Sequenc
                 lines.append(f"{system.name}, seed {seed}: not begun")
             elif begun[seed].metrics is None:
                 lines.append(f"{system.name}, seed {seed}: not finished, {near(begun[seed].folder)}")
-    there = {run.searcher for system in systems for run in system.runs}
+    runs = [run for system in systems for run in system.runs]
+    there = {name for run in runs for name in (run.searcher, run.overrides.get("system"))}
     return lines + [f"{name}: not begun" for name in names if name not in there]

@@ -53,8 +53,9 @@ class Run:
 
     @property
     def searcher(self) -> str:
-        """What the searcher is called on the command line, or else its class."""
-        return self.overrides.get("searcher") or class_of(self.settings.get("searcher"))
+        """What the system is called, or else the searcher on the command line, or else its class."""
+        named = self.settings.get("system") or self.overrides.get("searcher")
+        return str(named or class_of(self.settings.get("searcher")))
 
     @property
     def is_single_task(self) -> bool:
