@@ -233,7 +233,7 @@ def test_what_is_missing_is_named(runs):
         ("splits", r"dataset.train .* is 40 and 30", {"dataset": {"train": 30}}),
         (
             "tasks",
-            r"the tasks .* are depth \(error\); semantic \(miou\) and",
+            r"the tasks .* are \['depth', 'semantic'\] and \['depth'\]",
             {"directions": {"depth": {"error": False}}},
         ),
         (

@@ -55,7 +55,8 @@ def _differences(first: Run, run: Run) -> Iterator[tuple[str, str]]:
             yield kind, f"{name} {pair} is {old} and {new}"
     tasks = [_tasks(r) for r in (first, run)]
     if tasks[0] != tasks[1]:
-        yield "tasks", f"the tasks {pair} are {_listed(tasks[0])} and {_listed(tasks[1])}"
+        old, new = (list(t) if tasks[0].keys() != tasks[1].keys() else _listed(t) for t in tasks)
+        yield "tasks", f"the tasks {pair} are {old} and {new}"
     pretrained = [_pretrained(r.settings) for r in (first, run)]
     if None not in pretrained and pretrained[0] != pretrained[1]:
         yield "budget", f"backbone.pretrained {pair} is {pretrained[0]} and {pretrained[1]}"
