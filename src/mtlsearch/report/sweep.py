@@ -37,8 +37,8 @@ def show(dir: str | Path, console: Console | None = None) -> None:
     """Print the runs of a sweep and draw its `probabilities.png`, if there are any; or compare its searchers.
 
     A run is described by the settings that are not the same in all of them. Beside the objective the first
-    metric of every task is shown. Where the searcher or the system varies, `comparison.html` is written, with what is missing
-    named, and the reports of the runs say how they compare.
+    metric of every task is shown. Where the searcher or the system varies, `comparison.html` is written, with what
+    is missing named, and the reports of the runs say how they compare.
     """
     console = console or Console()
     runs = read(Path(dir))
@@ -81,7 +81,7 @@ def compare(dir: Path, console: Console) -> None:
     """Compare the searchers of a sweep, and have their reports say how they compare."""
     wanted = swept(dir)
     seeds = [int(seed) for seed in wanted.get("seed", ()) if seed.isdecimal()]
-    names = wanted.get("system") or wanted.get("searcher", ())
+    names = wanted.get("system") or wanted.get("searcher") or []
     command = ["python", "-m", "mtlsearch.compare", near(dir)]
     result = comparing.run([dir], output=dir, names=names, seeds=seeds, command=command, console=console)
     for system in result.systems:
