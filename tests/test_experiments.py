@@ -20,6 +20,7 @@ from mtlsearch.searchers.genotypes import PUBLISHED_LAYOUT
 
 FOLDER = command.CONF / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+COMPARISONS = ("scenes_3task", "scenes_detection")
 TINY = [
     "backbone=timm",
     "backbone.name=test_resnet",
@@ -79,6 +80,8 @@ def test_an_experiment_makes_its_data_and_its_searcher_in_every_job(name, tmp_pa
     given = [f"{key}={tmp_path}" for key in missing if key.endswith(".root")]
     # MTNAS searches its backbone.
     given += TINY if config.backbone else []
+    if name.startswith("compare/"):  # its systems: below
+        return
     for job in (swept[0], swept[-1])[: len(swept)]:
         settings = settings_of(compose(name, *given, *job))
         for override in job:
@@ -96,6 +99,44 @@ def test_an_experiment_makes_its_data_and_its_searcher_in_every_job(name, tmp_pa
         assert stages == set(settings["epochs"]) or (
             name.endswith("small") and stages < set(settings["epochs"])
         )
+
+
+SHARES = {"mtlnas": {"search": 1 / 2}, "den": {"search": 4 / 5}, "adashare": {"search": 0}}
+SHARES["mtnas"] = {"branch": 1 / 2, "presearch": 0, "backbone": 1 / 4, "pretrain": 0}
+SHARES["darts"] = SHARES["mtnas"] | {"branch": 0, "backbone": 0}
+"""The part of its images with which a stage trains the finished weights of each of two tasks, if not all."""
+OF_CELLS = {"mtnas", "darts", "random_cells"}
+SYSTEMS = sorted(path.stem for path in (command.CONF / "system").glob("*.yaml"))
+
+
+def test_comparisons_name_every_system():
+    swept = {name: str(compose(f"compare/{name}").hydra.sweeper.params["system"]) for name in COMPARISONS}
+    listed = {name: {part.strip() for part in systems.split(",")} for name, systems in swept.items()}
+    assert listed["scenes_3task"] == set(SYSTEMS) - {"triplenet"}
+    assert listed["scenes_detection"] == set(SYSTEMS)
+
+
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if name not in ("random_1", "random_2")])
+def test_a_system_has_the_budget_of_all(system):
+    settings = settings_of(compose("compare/scenes_detection", f"system={system}"))
+    assert (settings["backbone"] == {}) == (system in OF_CELLS)
+    assert settings["searcher"]["optimizer"] == settings["optimizer"]
+    shares = SHARES.get(system, {})
+    epochs = {stage: number * shares.get(stage, 1) for stage, number in settings["epochs"].items()}
+    assert sum(epochs.values()) == pytest.approx(settings["budget"], rel=0.01)
+    tiny = [] if system in OF_CELLS else TINY
+    _, searcher = command.make(settings_of(compose("compare/scenes_detection", f"system={system}", *tiny)))
+    stage = searcher.first_stage().stage
+    assert {stage, stage.partition("_")[0]} & set(settings["epochs"])
+
+
+def test_a_share_of_the_budget_is_whole_epochs():
+    shares = {
+        budget: settings_of(compose("compare/scenes_detection", "system=mtnas", f"budget={budget}"))["epochs"]
+        for budget in (1, 20)
+    }
+    assert shares[1]["branch"] == shares[1]["finetune"] == 1
+    assert (shares[20]["branch"], shares[20]["backbone"], shares[20]["finetune"]) == (5, 10, 15)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,17 @@ def test_later_groups_override_the_first_file_and_flags_may_stand_anywhere(compo
 def test_every_argument_of_the_classes_can_be_set_without_a_plus():
     def arguments(*callables):
         parameters = [p for c in callables for p in inspect.signature(c).parameters.values()]
-        given = {"self", "tasks", "backbone", "balancing", "network", "supernet", "seed", "head", "pretrained"}
+        given = {
+            "self",
+            "tasks",
+            "backbone",
+            "balancing",
+            "network",
+            "supernet",
+            "seed",
+            "head",
+            "pretrained",
+        }
         code_only = {"unpack", "stage"}
         kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         return {p.name for p in parameters if p.kind not in kinds} - given - code_only

@@ -181,7 +181,7 @@ class CellsNetwork(nn.Module):
                 self.branches[task.name] = make_cell(
                     task.name, inputs, levels[-1] // 4, reduction=False, reduces_first=False, unpadded=False
                 )
-            heads[task.name] = task.head(widths, steps)
+            heads[task.name] = Activated(task.head(widths, steps), widths)
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, image: Tensor, tasks: Sequence[str] | None = None) -> dict[str, Tensor]:
@@ -211,6 +211,19 @@ class CellsNetwork(nn.Module):
                 features = [*levels[:-1], self.branches[name](before, levels[-1])]
             predictions[name] = self.heads[name](features, size)
         return predictions
+
+
+class Activated(nn.Module):
+    """A head that sees ReLU(BN(x)) of each level: a cell begins with its activations and ends without one."""
+
+    def __init__(self, head: nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, affine=False) for width in channels)
+        self.head = head
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        prediction: Tensor = self.head([norm(x).relu() for norm, x in zip(self.norms, features)], size)
+        return prediction
 
 
 class TopDown(nn.Module):
