@@ -384,6 +384,9 @@ def test_the_entropy_term_is_the_mean_over_all_edges():
         ),
         ({"partial": 3}, "channels must be a multiple of 12"),
         ({"relaxation": "hard"}, "relaxation must be one of"),
+        ({"patience": -1}, "patience must be"),
+        ({"temperature": 0.01}, "temperatures must fall and stay above 0, not from 0.01 to 0.1"),
+        ({"second_order": True, "accumulate": 2}, "leave accumulate at 1"),
         ({"reductions": [0]}, "reductions must be numbers of cells"),
     ],
 )

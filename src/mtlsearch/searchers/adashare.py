@@ -28,7 +28,7 @@ from mtlsearch.nn.reinforce import advantage
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.policy import PolicyArchitecture
 from mtlsearch.searchers.policy_supernet import PolicySupernet
-from mtlsearch.searchers.ranges import check_choice, check_ranges
+from mtlsearch.searchers.ranges import check_choice, check_ranges, check_temperatures
 from mtlsearch.task import Task
 
 
@@ -105,10 +105,7 @@ class AdaShare(Searcher):
         check_ranges({**weights, "entropy_weight": entropy_weight, "samples": samples}, low=0)
         if warmup == 1 or init_probability in (0, 1):
             raise ValueError("warmup must be below 1 and init_probability neither 0 nor 1.")
-        if not 0 < temperature_end <= temperature:
-            raise ValueError(
-                f"temperatures must fall and stay above 0, not from {temperature} to {temperature_end}."
-            )
+        check_temperatures(temperature, temperature_end)
         check_choice("alternate", alternate, ("step", "epoch"))
         check_choice("estimator", estimator, ("gumbel", "reinforce"))
         check_choice("sparsity_form", sparsity_form, SPARSITY)

@@ -17,6 +17,7 @@ from mtlsearch.searcher import Searcher
 from mtlsearch.searchers.cell_supernet import CellSupernet
 from mtlsearch.searchers.cell_training import synchronize
 from mtlsearch.searchers.cells import KINDS
+from mtlsearch.searchers.ranges import check_ranges, check_temperatures
 from mtlsearch.task import Task
 
 EPSILON = 0.01
@@ -40,6 +41,9 @@ class CellSearch(Searcher):
         temperature, temperature_end: of relaxations that draw, falling by the same factor in every step.
         arch_fraction: of the training data for the arch parameters, in (0, 1).
         training: as for `Searcher` and `MultiTask`.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     net: CellSupernet
@@ -66,6 +70,12 @@ class CellSearch(Searcher):
         arch_fraction: float = 0.5,
         **training: Any,
     ) -> None:
+        check_ranges(
+            {"patience": patience, "min_epochs": min_epochs, "entropy_weight": entropy_weight}, low=0
+        )
+        check_temperatures(temperature, temperature_end)
+        if second_order and training.get("accumulate", 1) > 1:
+            raise ValueError("second_order looks through one step on one batch: leave accumulate at 1.")
         super().__init__(supernet, tasks, **training)
         self._datamodule = (datamodule,)  # in a tuple, lest it count as a part of this module
         self.in_turn = in_turn

@@ -13,6 +13,12 @@ def check_ranges(values: Mapping[str, float], *, low: float, high: float = float
             raise ValueError(f"{name} must be {limits}, not {value}.")
 
 
+def check_temperatures(start: float, end: float) -> None:
+    """Raise a ValueError unless a temperature falls from the one to the other and stays positive."""
+    if not 0 < end <= start:
+        raise ValueError(f"temperatures must fall and stay above 0, not from {start} to {end}.")
+
+
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Raise a ValueError unless this setting is one of the known values."""
     if value not in known:
