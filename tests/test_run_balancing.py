@@ -19,6 +19,7 @@ SEARCHERS = sorted(path.stem for path in (CONF / "searcher").glob("*.yaml"))
 SMALL = {  # what a searcher needs beside a small backbone
     "mtnas": [
         "searcher.channels=4",
+        "searcher.partial=1",
         "tasks=[semantic]",
         "searcher.search_branches=false",
     ],
