@@ -76,4 +76,5 @@ def explain(error: Any) -> str:
 def unknown(kind: str, name: str, known: Sequence[str]) -> str:
     """That a name is not known, and which come near."""
     close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.0)
-    return f"There is no {kind} {name!r}. Near it: {', '.join(close)}."
+    near = f" Near it: {', '.join(close)}." if close else ""
+    return f"There is no {kind} {name!r}.{near}"
