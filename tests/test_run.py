@@ -320,6 +320,23 @@ def test_a_folder_keeps_to_its_settings(refused, monkeypatch):
     assert command.main([*SINGLE, "hydra.run.dir=a"]) == 0
 
 
+def test_a_folder_takes_other_settings_after_those_that_were_refused(refused, monkeypatch):
+    assert "No timm model is called 'resnet18s'" in refused(
+        *SINGLE, "backbone.name=resnet18s", "hydra.run.dir=a"
+    )
+    assert not Path("a/config.yaml").exists()
+    assert command.main([*SINGLE, "hydra.run.dir=a"]) == 0
+    made = contents("a")
+
+    def fail(_):
+        raise ValueError("It is no longer there.")
+
+    monkeypatch.setattr(command, "is_finished", lambda _: False)
+    monkeypatch.setattr(command, "make", fail)
+    refused("resume=a")
+    assert contents("a") == made
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -35,6 +35,7 @@ from mtlsearch.rundir import (
     near,
     read,
     read_metrics,
+    released,
     value,
 )
 
@@ -148,7 +149,7 @@ def run(settings: Settings, dir: Path) -> None:
     """Search, evaluate and report in a folder, or go on with that, and show what came of it."""
     if not is_finished(dir):
         try:
-            with claim(dir):
+            with claim(dir), released(dir):
                 work(settings, dir)
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the one into the other
             command = f"python -m mtlsearch.run resume={near(dir)}"

@@ -53,6 +53,18 @@ def claim(dir: Path) -> Iterator[None]:
         raise ValueError(f"Another process is at work in {near(dir)}.") from None
 
 
+@contextmanager
+def released(dir: Path) -> Iterator[None]:
+    """Leave a folder free for other settings where these are refused before anything is made of them."""
+    try:
+        yield
+    except ValueError:
+        if is_first() and {entry.name for entry in dir.iterdir()} <= {"config.yaml", ".hydra", ".lock"}:
+            (dir / "config.yaml").unlink(missing_ok=True)
+            (dir / ".hydra" / "overrides.yaml").unlink(missing_ok=True)
+        raise
+
+
 def read(dir: Path) -> Settings:
     """The settings of the run in a folder; a ValueError that says what the folder is instead."""
     path = dir / "config.yaml"
