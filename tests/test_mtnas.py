@@ -148,6 +148,26 @@ def test_how_many_weights_fit_is_said(partial, low, high, monkeypatch):
     assert low <= int(line.rsplit(", ", 1)[1].split()[0]) <= high  # derived cells have other shapes
 
 
+@pytest.mark.parametrize("pretrain", [False, True])
+def test_without_inheritance_the_network_begins_anew(pretrain):
+    ends = {}
+    for inherit in (False, True):
+        searcher = make(inherit=inherit, pretrain=pretrain, search_branches=False)
+        data, stage, seen = TinyData(searcher.tasks), searcher.first_stage(), []
+        while stage.stage != "finetune":
+            make_trainer(1, limit_val_batches=0).fit(stage, datamodule=stage.train_data(data))
+            seen.append(stage.stage)
+            stage = searcher.next_stage(stage)
+        ends[inherit] = searcher.carried([*seen, "finetune"], 0), copy_state(stage.net)
+        if not inherit and not pretrain:
+            torch.manual_seed(searcher.seed)
+            fresh = searcher.derive().build(searcher.tasks)
+            assert not differing(copy_state(fresh), copy_state(stage.net))
+    assert ends[False][0] == (["pretrain", "finetune"] if pretrain else ["finetune"])
+    assert ends[True][0] == ["presearch", "backbone", *(["pretrain"] if pretrain else []), "finetune"]
+    assert differing(ends[False][1], ends[True][1])
+
+
 def test_branches_weights_may_be_fixed():
     searcher = make(train_branches=False)
     parts = {name: copy_state(getattr(searcher.net.network, name)) for name in ("paths", "trunk", "heads")}

@@ -38,8 +38,8 @@ class MTNAS(CellSearch):
 
     In a run, stage "branch_TASK" searches a branch, "presearch" the backbone on the auxiliary data, "backbone"
     goes on from there with the tasks' losses in turn, "pretrain" (if wanted) trains the backbone that was found on
-    the auxiliary data, and "finetune" trains the whole network from every searched weight that fits. A bare
-    `Trainer.fit` is the stage "backbone" alone.
+    the auxiliary data, and "finetune" trains the whole network, by default from every searched weight that fits. A
+    bare `Trainer.fit` is the stage "backbone" alone.
 
     Args:
         tasks: K >= 1, for every pixel, for the image, or detection.
@@ -53,6 +53,8 @@ class MTNAS(CellSearch):
         search_branches: False takes `branches`.
         presearch, search_backbone: which of the two searches of the backbone take place.
         pretrain: train the derived backbone's weights on the auxiliary data before finetuning.
+        inherit: finetuning starts from the searched weights that fit (Algorithm 1); False: from the network's own
+            initialisation, as DARTS's evaluation, so that its weights see the images of that stage alone.
         branches: by task, the cells that it has where they are not searched; by default plain ones for all.
         auxiliary: a datamodule of one image-classification task; by default rendered shapes.
         channels, cells, reductions, detection_cells: the layout, see `CellsNetwork`.
@@ -82,6 +84,7 @@ class MTNAS(CellSearch):
         presearch: bool = True,
         search_backbone: bool = True,
         pretrain: bool = False,
+        inherit: bool = True,
         branches: Mapping[str, Cells] | None = None,
         auxiliary: Any = None,
         channels: int = 8,
@@ -161,7 +164,7 @@ class MTNAS(CellSearch):
         self.method = method
         self.plan = _plan(names, method, search_branches, presearch, search_backbone, pretrain)
         self.layout, self.space, self.searched = stack, space, searched
-        self.caps, self.skips = max_steps, max_skips
+        self.caps, self.skips, self.inherit = max_steps, max_skips, inherit
         self.training_arguments = {"optimizer": optimizer, "arch_optimizer": arch_optimizer, **training}
         self.finetune_optimizer = finetune_optimizer or optimizer
         self.finetune_balancing = (balancing,)  # in a tuple, lest it count as a part of this module
@@ -285,6 +288,8 @@ class MTNAS(CellSearch):
             else:
                 self._cells |= found
                 keep(("trunk", "paths", "branches", "heads"))
+            if not self.inherit and self.plan[self.plan.index(stage) + 1] in ("pretrain", "finetune"):
+                self._inheritance = Inheritance()
         elif stage == "pretrain":
             keep(("trunk",))
 
