@@ -14,6 +14,7 @@ from mtlsearch import run as command
 from mtlsearch import rundir
 from mtlsearch.baselines.joined import JoinedBaseline
 from mtlsearch.baselines.nddr import Fused
+from tiny import TINY
 
 SYSTEMS = {
     "cross_stitch": (ms.CrossStitch, JoinedBaseline),
@@ -22,18 +23,6 @@ SYSTEMS = {
     "nddr_supernet": (ms.NDDR, Fused, JoinedBaseline),
     "mtlnas_supernet": (ms.MTLNASSupernet, Fused, JoinedBaseline),
 }
-TINY = [
-    "backbone=timm",
-    "backbone.name=test_resnet",
-    "tasks=[semantic,normals]",
-    "dataset.size=32",
-    "dataset.train=8",
-    "dataset.val=2",
-    "dataset.test=2",
-    "dataset.batch_size=4",
-    "epochs=1",
-    "trainer.accelerator=cpu",
-]
 
 
 def composed(*overrides):

@@ -11,22 +11,10 @@ from mtlsearch import run as command
 from mtlsearch import rundir
 from mtlsearch.architecture import Architecture
 from mtlsearch.searchers.policy import policy_architecture
-from tiny import make_tasks
+from tiny import TINY, make_tasks
 
 pytestmark = pytest.mark.usefixtures("folder")
 
-TINY = [
-    "backbone=timm",
-    "backbone.name=test_resnet",
-    "tasks=[semantic,normals]",
-    "dataset.size=32",
-    "dataset.train=8",
-    "dataset.val=2",
-    "dataset.test=2",
-    "dataset.batch_size=4",
-    "epochs=1",
-    "trainer.accelerator=cpu",
-]
 RANDOM = [*TINY, "searcher=random_policy", "searcher.like=found"]
 
 

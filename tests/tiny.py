@@ -18,6 +18,19 @@ from mtlsearch.nn.gates import RELAXATIONS, Gates
 
 SIZE = 32
 CLASSES = 4
+TINY = [
+    "backbone=timm",
+    "backbone.name=test_resnet",
+    "tasks=[semantic,normals]",
+    "dataset.size=32",
+    "dataset.train=8",
+    "dataset.val=2",
+    "dataset.test=2",
+    "dataset.batch_size=4",
+    "epochs=1",
+    "trainer.accelerator=cpu",
+]
+"""Arguments of a run of seconds."""
 MAKERS: dict[str, Callable[..., ms.Task]] = {
     "semantic": partial(ms.tasks.segmentation, num_classes=CLASSES),
     "depth": ms.tasks.depth,

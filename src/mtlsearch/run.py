@@ -90,7 +90,8 @@ def dispatch() -> None:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name="run")(job)()
             for settings, dir, overrides in COMPOSED:
                 begin(settings, dir, overrides)
-                run(settings, dir)
+                with released(dir):
+                    run(settings, dir)
         finally:
             if Sweep.dirs and is_first():
                 from mtlsearch.report import sweep
@@ -149,7 +150,7 @@ def run(settings: Settings, dir: Path) -> None:
     """Search, evaluate and report in a folder, or go on with that, and show what came of it."""
     if not is_finished(dir):
         try:
-            with claim(dir), released(dir):
+            with claim(dir):
                 work(settings, dir)
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the one into the other
             command = f"python -m mtlsearch.run resume={near(dir)}"
