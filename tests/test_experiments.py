@@ -20,7 +20,7 @@ from mtlsearch.searchers.genotypes import PUBLISHED_LAYOUT
 
 FOLDER = command.CONF / "experiment"
 NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
-COMPARISONS = ("scenes_3task", "scenes_detection")
+COMPARISONS = ("scenes_3task", "scenes_detection", "camvid_edges", "camvid_detection")
 TINY = [
     "backbone=timm",
     "backbone.name=test_resnet",
@@ -114,8 +114,20 @@ SYSTEMS = sorted(path.stem for path in (command.CONF / "system").glob("*.yaml"))
 def test_comparisons_name_every_system():
     swept = {name: str(compose(f"compare/{name}").hydra.sweeper.params["system"]) for name in COMPARISONS}
     listed = {name: {part.strip() for part in systems.split(",")} for name, systems in swept.items()}
-    assert listed["scenes_3task"] == set(SYSTEMS) - {"triplenet"}
-    assert listed["scenes_detection"] == set(SYSTEMS)
+    assert listed["scenes_3task"] == listed["camvid_edges"] == set(SYSTEMS) - {"triplenet"}
+    assert listed["scenes_detection"] == listed["camvid_detection"] == set(SYSTEMS)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize("system", ["hard_sharing", "mtnas"])
+def test_comparisons_have_one_budget_and_optimiser(name, system, tmp_path):
+    given = [f"dataset.root={tmp_path}"] if name.startswith("camvid") else []
+    settings = settings_of(compose(f"compare/{name}", f"system={system}", *given))
+    datamodule, searcher = command.make(settings)
+    assert [task.name for task in datamodule.tasks] == settings["tasks"]
+    stage = {"mtnas": "finetune"}.get(system, "train")
+    assert settings["epochs"][stage] == settings["budget"] == settings["trainer"]["check_val_every_n_epoch"]
+    assert settings["searcher"]["optimizer"] == settings["optimizer"]
 
 
 @pytest.mark.parametrize("system", [name for name in SYSTEMS if name not in ("random_1", "random_2")])
