@@ -300,6 +300,11 @@ def test_markdown_latex_and_csv(runs):
     assert lines[0].startswith("| system | seeds | semantic miou\N{NO-BREAK SPACE}↑ | depth error")
     assert lines[3].startswith("| adashare | 0, 1 | **0.5250 ± 0.0354** | **1.50 ± 0.71** |")
     assert "<u>0.5000 ± 0.1414</u>" in lines[4]
+    heads = [cell.strip() for cell in lines[0].split("|")[5:-1]]
+    assert heads == ["delta\\_m, % all\N{NO-BREAK SPACE}↑", "parameters", "MACs", *heads[3:]]
+    assert all(head.startswith("training time") for head in heads[3:])
+    titles = [line.removeprefix("### ") for line in lines if line.startswith("### ")]
+    assert titles == ["semantic", "depth", "delta\\_m, %", "cost", "training"]
     latex = formats.latex(result)
     assert r"adashare & 0, 1 & \textbf{0.5250 $\pm$ 0.0354}" in latex
     assert r"\underline{0.5000 $\pm$ 0.1414}" in latex and r"miou~$\uparrow$" in latex
@@ -324,7 +329,7 @@ def test_hostile_names_are_text_everywhere(tmp_path):
     )
     assert "<script" not in files["comparison.md"]
     cells = [re.split(r"(?<!\\)\|", line) for line in files["comparison.md"].splitlines()[:4]]
-    assert {len(row) for row in cells} == {len(result.columns) + 4}
+    assert {len(row) for row in cells} == {len(result.overview) + 4}
 
 
 def test_the_terminal_shows_every_column_and_keeps_to_its_width(runs):

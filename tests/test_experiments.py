@@ -123,7 +123,7 @@ def test_comparisons_name_every_system():
 def test_comparisons_have_one_budget_and_optimiser(name, system, tmp_path):
     given = [f"dataset.root={tmp_path}"] if name.startswith("camvid") else []
     settings = settings_of(compose(f"compare/{name}", f"system={system}", *given))
-    datamodule, searcher = command.make(settings)
+    datamodule, _ = command.make(settings)
     assert [task.name for task in datamodule.tasks] == settings["tasks"]
     stage = {"mtnas": "finetune"}.get(system, "train")
     assert settings["epochs"][stage] == settings["budget"] == settings["trainer"]["check_val_every_n_epoch"]

@@ -112,6 +112,12 @@ class Comparison:
             groups.setdefault(column.group, []).append(column)
         return groups
 
+    @property
+    def overview(self) -> list[Column]:
+        """The columns to look at first: a task's first metric, delta_m of all, the size, the work and the times."""
+        own = {DELTA: ("all",), COST: ("parameters", "MACs"), TRAINING: ("time", "time of the search")}
+        return [c for group, cs in self.groups.items() for c in cs if c.name in own.get(group, (cs[0].name,))]
+
     def row(self, folder: Path) -> int | None:
         """The row of the system that the run in a folder belongs to."""
         rows = (i for i, s in enumerate(self.systems) if folder.resolve() in (run.folder for run in s.runs))

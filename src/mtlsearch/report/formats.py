@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from rich import box
@@ -17,6 +18,8 @@ from mtlsearch.report.comparison import COST, DELTA, TRAINING, Column, Compariso
 from mtlsearch.report.tables import SPLITS, words
 
 OTHERS = (DELTA, COST, TRAINING)
+Headed = tuple[Column, str]
+"""A column and what stands above it."""
 STYLES = {"best": "bold green", "second": "underline", "": ""}
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -36,17 +39,24 @@ LATEX = {
 
 
 def terminal(comparison: Comparison, console: Console | None = None) -> None:
-    """Print a table for each group of columns, then what has to be said."""
+    """Print a table for each group of columns, one of the first of each, then what has to be said."""
     console = console or Console()
-    for group, columns in comparison.groups.items():
-        title = group if group in OTHERS else f"{SPLITS[comparison.split]}: {words(group)}"
+    tables = {
+        group if group in OTHERS else f"{SPLITS[comparison.split]}: {words(group)}": [
+            (c, c.title) for c in columns
+        ]
+        for group, columns in comparison.groups.items()
+    }
+    tables[f"{SPLITS[comparison.split]}: overview"] = _overview(comparison)
+    for title, columns in tables.items():
         for part in _fitting(columns, console.width - max(map(len, comparison.names)) - 4):
             table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
             table.add_column("system", no_wrap=True)
-            for column in part:
-                table.add_column(Text(column.title), justify="right")
+            for column, head in part:
+                lines_of_head = textwrap.wrap(head, _width(column, head), break_on_hyphens=False)
+                table.add_column(Text("\n".join(lines_of_head)), justify="right")
             for row, name in enumerate(comparison.names):
-                cells = [Text(_solid(c.texts[row]), STYLES[c.marks[row]]) for c in part]
+                cells = [Text(_solid(c.texts[row]), STYLES[c.marks[row]]) for c, _ in part]
                 table.add_row(Text(name), *cells)
             console.print(table)
             title = ""
@@ -54,18 +64,30 @@ def terminal(comparison: Comparison, console: Console | None = None) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _fitting(columns: Sequence[Column], width: int) -> Iterator[list[Column]]:
+def _overview(comparison: Comparison) -> list[Headed]:
+    return [(c, c.title if c.group == COST else f"{_named(c.group)} {c.title}") for c in comparison.overview]
+
+
+def _named(group: str) -> str:
+    return group if group in OTHERS else words(group)
+
+
+def _fitting(columns: Sequence[Headed], width: int) -> Iterator[list[Headed]]:
     """The columns in parts of which each is at most so many characters wide, or a column alone."""
-    part: list[Column] = []
+    part: list[Headed] = []
     used = 0
-    for column in columns:
-        own = 3 + max(map(len, [*column.texts, *column.title.split(" ")]))
+    for column, head in columns:
+        own = 3 + _width(column, head)
         if part and used + own > width:
             yield part
             part, used = [], 0
-        part.append(column)
+        part.append((column, head))
         used += own
     yield part
+
+
+def _width(column: Column, head: str) -> int:
+    return max(map(len, [*column.texts, *head.split(" ")]))
 
 
 def _solid(text: str) -> str:
@@ -79,14 +101,25 @@ def lines(comparison: Comparison) -> list[str]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The whole table, the best in bold and the second best underlined, and below it what has to be said."""
+    """The overview, what has to be said, and a table for each group; the best bold, the second best underlined."""
+    overview = _grid(comparison, _overview(comparison))
+    said = [markdown_escaped(line) for line in lines(comparison)]
+    groups = [
+        f"### {markdown_escaped(_named(group))}\n\n{_grid(comparison, [(c, c.title) for c in columns])}"
+        for group, columns in comparison.groups.items()
+    ]
+    return "\n\n".join([overview, *said, *groups]) + "\n"
+
+
+def _grid(comparison: Comparison, columns: Sequence[Headed]) -> str:
+    """A table of Markdown."""
     marks = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
-    rows = _rows(comparison, markdown_escaped, marks)
-    head, *body = rows
-    rule = ["---", "---", *(["---:"] * len(comparison.columns))]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
-    said = "\n\n".join(markdown_escaped(line) for line in lines(comparison))
-    return f"{text}\n\n{said}\n"
+    rows = [["system", "seeds", *(markdown_escaped(head) for _, head in columns)]]
+    rows.append(["---", "---", *(["---:"] * len(columns))])
+    for i, (name, seeds) in enumerate(zip(comparison.names, comparison.seeds)):
+        cells = [marks[c.marks[i]].format(markdown_escaped(c.texts[i])) for c, _ in columns]
+        rows.append([markdown_escaped(name), seeds, *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def markdown_escaped(text: str) -> str:
@@ -97,7 +130,14 @@ def markdown_escaped(text: str) -> str:
 def latex(comparison: Comparison) -> str:
     """A table with booktabs, as wide as the text: \\usepackage{booktabs, graphicx}."""
     marks = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
-    _, *body = _rows(comparison, latex_escaped, marks)
+    body = [
+        [
+            latex_escaped(name),
+            latex_escaped(seeds),
+            *(marks[c.marks[i]].format(latex_escaped(c.texts[i])) for c in comparison.columns),
+        ]
+        for i, (name, seeds) in enumerate(zip(comparison.names, comparison.seeds))
+    ]
     above, rules, start = ["", ""], [], 3
     for group, columns in comparison.groups.items():
         end = start + len(columns) - 1
@@ -131,16 +171,6 @@ def latex(comparison: Comparison) -> str:
 def latex_escaped(text: str) -> str:
     """Plain text that LaTeX sets as it is."""
     return "".join(LATEX.get(character, character) for character in text)
-
-
-def _rows(comparison: Comparison, escaped: Callable[[str], str], marks: dict[str, str]) -> list[list[str]]:
-    """Titles, then a row a system, as cells of marked-up text."""
-    titles = [f"{column.group} {column.title}" for column in comparison.columns]
-    rows = [["system", "seeds", *map(escaped, titles)]]
-    for i, (name, seeds) in enumerate(zip(comparison.names, comparison.seeds)):
-        cells = [marks[column.marks[i]].format(escaped(column.texts[i])) for column in comparison.columns]
-        rows.append([escaped(name), escaped(seeds), *cells])
-    return rows
 
 
 def csv_text(comparison: Comparison) -> str:
