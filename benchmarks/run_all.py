@@ -18,7 +18,7 @@ from report import show
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-BENCHMARKS = ["fusion", "paths", "cells", "entropy", "trade_off", "policies"]
+BENCHMARKS = ["fusion", "paths", "cells", "entropy", "trade_off", "comparisons"]
 
 
 def section(name: str) -> str:
@@ -49,9 +49,8 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def notes(name: str) -> list[str]:
-    """What a person found in the results, kept beside them."""
-    path = RESULTS / f"{name}.md"
-    return [path.read_text()] if path.exists() else []
+    """What a person found in the results, or further tables, kept beside them."""
+    return [path.read_text() for path in sorted(RESULTS.glob(f"{name}*.md"))]
 
 
 if __name__ == "__main__":
