@@ -2,6 +2,7 @@ import csv
 import json
 import re
 from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from matplotlib import rcParams
 from PIL import Image
 from rich.console import Console
+from torch.utils.data import DataLoader, Dataset
 
 import mtlsearch as ms
 from mtlsearch import report
@@ -131,6 +133,21 @@ class Guess(torch.nn.Module):
             "semantic": torch.ones(len(image), 3, 8, 8) * torch.arange(3)[:, None, None],
             "scene": torch.tensor([[0.0, 9.0], [9.0, 0.0], [9.0, 0.0]])[: len(image)],
         }
+
+
+@pytest.mark.parametrize(("images", "shown"), [(11, [0, 3, 7, 10]), (2, [0, 1])])
+def test_examples_come_from_all_over_the_validation_set(images, shown):
+    class Counted(Dataset):
+        def __len__(self):
+            return images
+
+        def __getitem__(self, i):
+            return {"image": torch.full((3, 2, 2), float(i))}
+
+    data = SimpleNamespace(val_dataset=Counted(), val_dataloader=lambda: DataLoader(Counted(), batch_size=3))
+    assert figures.examples(data)["image"][:, 0, 0, 0].tolist() == shown
+    del data.val_dataset
+    assert figures.examples(data)["image"][:, 0, 0, 0].tolist() == list(range(min(3, images)))
 
 
 def test_predictions_say_what_is_unlabelled_and_what_is_right():

@@ -182,7 +182,7 @@ def work(settings: Settings, dir: Path) -> None:
         values = {name: value(result.metrics, name) for name in names}
         log.log_metrics({name: number for name, number in values.items() if number is not None})
         log.finalize("success")
-    batch = next(iter(datamodule.val_dataloader()))
+    batch = report.figures.examples(datamodule)
     report.write(dir, network=result.network, tasks=searcher.tasks, batch=batch)
 
 

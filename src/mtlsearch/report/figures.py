@@ -159,6 +159,21 @@ def _draw_nodes(axes: Axes, nodes: Sequence[Mapping[str, Any]], colours: Mapping
     axes.spines[:].set_visible(False)
 
 
+def examples(datamodule: Any) -> dict[str, Any]:
+    """A batch for the sheet: images from all over the validation set, since neighbours are often alike.
+
+    Args:
+        datamodule: set up. Of one without a `val_dataset` that can be indexed, such as a data set a task, it is the
+            first batch.
+    """
+    loader = datamodule.val_dataloader()
+    dataset = getattr(datamodule, "val_dataset", None)
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        return dict(next(iter(loader)))
+    places = np.unique(np.linspace(0, len(dataset) - 1, SHOWN).round().astype(int))
+    return dict(loader.collate_fn([dataset[int(place)] for place in places]))
+
+
 def write(
     run_dir: str | Path,
     *,
