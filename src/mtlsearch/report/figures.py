@@ -167,7 +167,7 @@ def examples(datamodule: Any) -> dict[str, Any]:
             first batch.
     """
     loader = datamodule.val_dataloader()
-    dataset = getattr(datamodule, "val_dataset", None)
+    dataset: Any = getattr(datamodule, "val_dataset", None)
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         return dict(next(iter(loader)))
     places = np.unique(np.linspace(0, len(dataset) - 1, SHOWN).round().astype(int))
