@@ -272,6 +272,15 @@ def test_a_run_from_the_start_to_the_report(folder, capsys):
     assert all(contents("a", name) == {name: before[name]} for name in before if name != "report.html")
 
 
+def test_checkpoints_of_a_finished_run_can_be_left_out():
+    for name, kept in (("with", True), ("without", False)):
+        assert command.main([*SINGLE, f"hydra.run.dir={name}", f"keep_checkpoints={kept}"]) == 0
+        assert bool(list(Path(name).rglob("*.ckpt"))) == kept
+    Path("without/report.html").unlink()
+    assert command.main(["resume=without"]) == 0
+    assert contents("with", "model.safetensors") == contents("without", "model.safetensors")
+
+
 def test_killed_and_resumed_it_ends_with_the_same_bytes(folder):
     arguments = [*TINY, "epochs=3", "searcher.relaxation=concrete", "searcher.discretization=stochastic"]
     process = start(*arguments, "hydra.run.dir=killed")

@@ -174,6 +174,9 @@ def work(settings: Settings, dir: Path) -> None:
     result = ms.search(searcher, datamodule, trainer=trainers(settings, dir), dir=dir)
     if not is_first():
         return
+    if not settings.get("keep_checkpoints", True):
+        for path in dir.glob("*/last.ckpt"):
+            path.unlink()
     if searched:
         datamodule.prepare_data()
         datamodule.setup("fit")

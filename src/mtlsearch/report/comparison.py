@@ -114,8 +114,12 @@ class Comparison:
 
     @property
     def overview(self) -> list[Column]:
-        """The columns to look at first: a task's first metric, delta_m of all, the size, the work and the times."""
-        own = {DELTA: ("all",), COST: ("parameters", "MACs"), TRAINING: ("time", "time of the search")}
+        """The numbers to begin with: a task's first metric, delta_m of all, the size, the work, and the search."""
+        own = {
+            DELTA: ("all",),
+            COST: ("parameters", "MACs"),
+            TRAINING: ("images of the search", "time of the search"),
+        }
         return [c for group, cs in self.groups.items() for c in cs if c.name in own.get(group, (cs[0].name,))]
 
     def row(self, folder: Path) -> int | None:

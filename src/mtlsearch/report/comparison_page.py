@@ -34,7 +34,7 @@ def page(comparison: Comparison, command: Sequence[str] = ()) -> str:
     systems = comparison.systems
     title = f"{len(systems)} systems compared"
     sections = [
-        section("In short", _table(comparison, _main(comparison)), caption(comparison)),
+        section("In short", _table(comparison, comparison.overview), caption(comparison)),
         _remarks(comparison),
         _trade_off(comparison),
         _metrics(comparison),
@@ -52,7 +52,7 @@ def overview(comparison: Comparison) -> list[str]:
     """The sections that say on another page how systems compare."""
     text = caption(comparison)
     return [
-        section("Compared with other systems", _table(comparison, _main(comparison)), text),
+        section("Compared with other systems", _table(comparison, comparison.overview), text),
         _trade_off(comparison),
     ]
 
@@ -86,22 +86,6 @@ def _budget(comparison: Comparison) -> str:
         return ""
     least, most = f"{min(found):,.0f}", f"{max(found):,.0f}"
     return f"{least if least == most else f'{least} to {most}'} labelled images"
-
-
-def _main(comparison: Comparison) -> list[Column]:
-    """The numbers to begin with: of each task the first metric, the gain over all, what it costs."""
-    groups = comparison.groups
-    first = [columns[0] for group, columns in groups.items() if group not in (DELTA, COST, TRAINING)]
-    others = [
-        comparison.column(*name)
-        for name in (
-            (DELTA, "all"),
-            (COST, "parameters"),
-            (COST, "MACs"),
-            (TRAINING, "images of the search"),
-        )
-    ]
-    return first + [column for column in others if column is not None]
 
 
 def _table(comparison: Comparison, columns: Sequence[Column], *, own: bool = False) -> str:
