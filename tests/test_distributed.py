@@ -128,6 +128,7 @@ CASES = {
     "a rank without a target": (partial(toy, unpack=lacking), one),
     "accumulated and clipped": (partial(toy, accumulate=2, clip=0.05), partial(one, semantic=(1, 2, 5))),
     "a backbone": (convnext, partial(one, depth=(0, 3, 4, 7), normals=(1, 2, 3, 4, 5, 6, 7))),
+    "calibrated norms": (partial(convnext, fusion_bn_init="identity"), one),
     "policies": (policies, partial(one, depth=(0, 3, 4, 7))),
     "policies by policy gradients": (partial(policies, "reinforce"), partial(one, depth=(0, 3, 4, 7))),
     "cells": (cells, partial(one, depth=(0, 3, 4, 7))),

@@ -6,8 +6,10 @@ from torch import nn
 
 import mtlsearch as ms
 from mtlsearch.backbones import from_module, load
+from mtlsearch.searchers.calibration import calibrate
 from mtlsearch.searchers.fusion import Edge, FusionArchitecture, candidate_edges
 from mtlsearch.searchers.mtlnas import FusionSupernet
+from tiny import TinyData, copy_state, differing, make_tasks, make_trainer
 
 TASKS = {
     "semantic": ms.tasks.segmentation("semantic", num_classes=5),
@@ -148,6 +150,41 @@ def test_with_w_ti_one_the_search_starts_from_the_single_task_networks():
     single = net.single_task().eval()
     for name, prediction in net(IMAGE).items():
         assert torch.allclose(prediction, single(IMAGE)[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_calibrated_norms_let_features_pass(backbone):
+    size = 64 if backbone == "test_vit" else 32
+    torch.manual_seed(0)
+    net = FusionSupernet(tasks(2), load(backbone, **({"size": 64} if size == 64 else {})), init_w_ti=1.0)
+    image = torch.rand(4, 3, size, size)
+    single = net.single_task().train()
+    before = copy_state(net)
+    calibrate(net, image)
+    changed = differing(before, copy_state(net))
+    assert changed and all(".norm." in name and name.startswith("network.fusions") for name in changed)
+    expected = single(image)
+    for name, prediction in net(image).items():
+        torch.testing.assert_close(prediction, expected[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [ms.MTLNAS, ms.NDDR, ms.MTLNASSupernet])
+def test_norms_are_calibrated_once_where_that_is_wanted(make, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("mtlsearch.searchers.calibration.calibrate", lambda _, image: seen.append(len(image)))
+    for init, calls in (("standard", 0), ("identity", 1)):
+        seen.clear()
+        s = make(make_tasks(), "test_resnet", fusion_bn_init=init, single_task=False)
+        data = TinyData(s.tasks)
+        trainer = make_trainer(1, limit_val_batches=0)
+        trainer.fit(s, datamodule=s.train_data(data))
+        assert len(seen) == calls
+        trainer.save_checkpoint(tmp_path / f"{init}.ckpt")
+        seen.clear()
+        resumed = make(make_tasks(), "test_resnet", fusion_bn_init=init, single_task=False)
+        given = {"ckpt_path": tmp_path / f"{init}.ckpt", "weights_only": True}
+        make_trainer(2, limit_val_batches=0).fit(resumed, datamodule=resumed.train_data(data), **given)
+        assert not seen
 
 
 def test_discretisations():

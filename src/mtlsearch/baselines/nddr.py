@@ -13,6 +13,7 @@ from typing import Any
 
 from mtlsearch.backbones import Backbone, Node
 from mtlsearch.baselines.joined import JoinedBaseline, joints
+from mtlsearch.searchers.calibration import Calibrated
 from mtlsearch.searchers.fusion import Edge, FusionNetwork, candidate_edges, fusion_architecture, resolved
 from mtlsearch.searchers.ranges import check_init_w_ti
 from mtlsearch.task import Task
@@ -20,7 +21,7 @@ from mtlsearch.task import Task
 ListEdges = Callable[[list[str], Sequence[Node]], list[Edge]]
 
 
-class Fused(JoinedBaseline):
+class Fused(Calibrated, JoinedBaseline):
     """Single-task networks joined by given fusion edges.
 
     Args:
@@ -33,6 +34,7 @@ class Fused(JoinedBaseline):
             negative outputs, which a ReLU would destroy.
         fusion_lr_factor: on the learning rate of the fusion layers.
         fusion_bn_momentum: of their BatchNorm.
+        fusion_bn_init: how it starts: "standard", or "identity", see `Calibrated`.
         others: as for `JoinedBaseline`.
     """
 
@@ -46,6 +48,7 @@ class Fused(JoinedBaseline):
         activation: str | None = "auto",
         fusion_lr_factor: float = 1.0,
         fusion_bn_momentum: float = 0.05,
+        fusion_bn_init: str = "standard",
         **others: Any,
     ) -> None:
         check_init_w_ti(init_w_ti)
@@ -67,6 +70,7 @@ class Fused(JoinedBaseline):
             return fusion_architecture(tasks, backbone.spec, nodes, chosen, chosen, activation=end), network
 
         super().__init__(tasks, backbone, join, **others)
+        self.begin_norms(fusion_bn_init)
 
 
 class NDDR(Fused):

@@ -21,6 +21,7 @@ from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.namespace import pl
 from mtlsearch.nn.gates import Gates, Relaxation, deterministic, relaxation_of
 from mtlsearch.searcher import Searcher
+from mtlsearch.searchers.calibration import Calibrated
 from mtlsearch.searchers.fusion import (
     FusionArchitecture,
     FusionNetwork,
@@ -125,7 +126,7 @@ class FusionSupernet(Supernet):
         return self.network.single_task()
 
 
-class MTLNAS(FromSingleTask, Searcher):
+class MTLNAS(Calibrated, FromSingleTask, Searcher):
     """Searches fusion edges between single-task networks.
 
     In a run, stage "single_task" trains the single-task networks in lockstep, unless `init` gives them, and
@@ -144,6 +145,7 @@ class MTLNAS(FromSingleTask, Searcher):
             negative outputs, which a ReLU would destroy.
         fusion_lr_factor: on the learning rate of the fusion layers (Table S2).
         fusion_bn_momentum: of their BatchNorm, from the authors' files.
+        fusion_bn_init: how it starts: "standard", or "identity", see `Calibrated`.
         relaxation: "deterministic" (Eq. 4, 5), "concrete" (Eq. 6 to 8), or a function of (logits,
             temperature).
         discretization: "deterministic" (Eq. 9) or "stochastic".
@@ -177,6 +179,7 @@ class MTLNAS(FromSingleTask, Searcher):
         activation: str | None = "auto",
         fusion_lr_factor: float = 1.0,
         fusion_bn_momentum: float = 0.05,
+        fusion_bn_init: str = "standard",
         relaxation: str | Relaxation = "deterministic",
         discretization: str = "deterministic",
         entropy_weight: float = 10.0,
@@ -215,6 +218,7 @@ class MTLNAS(FromSingleTask, Searcher):
         self.temperature = temperature
         self.temperature_power = temperature_power
         self.samples = samples
+        self.begin_norms(fusion_bn_init)
         self.start_from(
             init, single_task, {name: value for name, value in training.items() if name != "arch_optimizer"}
         )
