@@ -51,6 +51,8 @@ const width = page.documentElement.clientWidth;
 const framed = (part) => part.closest(".scroll, pre");
 const wide = [...page.body.querySelectorAll("*")].filter(
   (part) => !framed(part.parentElement) && part.getBoundingClientRect().right > width + 1);
+wide.push(...[...page.querySelectorAll("p, h1, h2, h3, dd, li")].filter(
+  (part) => !framed(part) && part.scrollWidth > part.clientWidth + 1));
 document.title = JSON.stringify({
   width: width,
   scrolls: page.documentElement.scrollWidth > width,

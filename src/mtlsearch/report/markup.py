@@ -17,7 +17,7 @@ main { max-width: 1080px; margin: 0 auto; padding: 40px 24px 64px; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 0 0 12px; }
 h3 { font-size: .95rem; margin: 20px 0 4px; }
-p { margin: 0; }
+p { margin: 0; overflow-wrap: anywhere; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 22px 24px;
   margin-top: 20px; }
 dl { display: flex; flex-wrap: wrap; gap: 12px 36px; margin: 20px 0 0; }
@@ -30,7 +30,7 @@ dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
 .note { color: var(--soft); font-size: .88rem; margin-top: 12px; }
 .scroll { overflow-x: auto; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 0 40px; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; }
 td + td { white-space: nowrap; }
 section > .scroll > table:not(.named, .tiles) { max-width: 680px; }
