@@ -20,6 +20,8 @@ from mtlsearch.baselines.elastic import ElasticNetwork, elastic_architecture, wi
 from mtlsearch.cost import cost
 from mtlsearch.nn.elastic import hidden_channels
 from mtlsearch.nn.reinforce import advantage
+from mtlsearch.report import figures
+from mtlsearch.report.channels import channel_map
 from mtlsearch.testing import check_searcher
 from tiny import SGD, TinyData, make_tasks, make_trainer
 
@@ -360,6 +362,19 @@ def test_json_and_settings_are_checked():
     for other in ("vgg11_bn", "regnetx_002"):
         with pytest.raises(ValueError, match="den needs residual blocks"):
             ms.DEN(make_tasks("depth"), other)
+
+
+def test_the_figure_shows_every_blocks_channels(tmp_path):
+    architecture = elastic_architecture(
+        make_tasks(), load("test_resnet"), {"semantic": [0, 12, 24, 96], "depth": [8, 0, 0, 0]}
+    )
+    (tmp_path / "architecture.json").write_text(architecture.to_json())
+    assert [path.stem for path in figures.write(tmp_path)] == ["channels"]
+    content = json.loads(architecture.to_json())
+    (image,) = channel_map(content).axes[0].images
+    whole = torch.tensor(content["channels"])
+    shown = torch.as_tensor(image.get_array().data)
+    assert torch.allclose(shown, torch.tensor(list(kept.values())) / whole)
 
 
 @pytest.mark.usefixtures("folder")

@@ -18,7 +18,7 @@ from mtlsearch.report.systems import System, class_of
 from mtlsearch.report.tables import SPLITS, words
 from mtlsearch.rundir import near
 
-FOUND = ("architecture", "policy", "cells")
+FOUND = ("architecture", "policy", "channels", "cells")
 """The figures that show what a search has found."""
 SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
 CELLS = {"best": Best, "second": Second, "": str}

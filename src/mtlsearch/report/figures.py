@@ -17,6 +17,7 @@ from torch import nn
 from mtlsearch import files
 from mtlsearch.report import side_by_side
 from mtlsearch.report.cells import cells, operations, owners, searches
+from mtlsearch.report.channels import channel_map
 from mtlsearch.report.curves import curves, panels
 from mtlsearch.report.policies import policy_map, task_correlation
 from mtlsearch.report.sheet import predictions, tiles
@@ -204,6 +205,8 @@ def write(
                 drawn["policy"] = policy_map(architecture)
             if len(architecture["tasks"]) > 1 and not found <= {0.0, 1.0}:  # they were searched
                 drawn["correlation"] = task_correlation(architecture)
+        if architecture["kind"] == "elastic":
+            drawn["channels"] = channel_map(architecture)
         if architecture["kind"] == "cells" and owners(architecture):
             drawn["cells"] = cells(architecture)
     if (path := run_dir / "metrics.csv").exists():

@@ -30,7 +30,8 @@ dd { margin: 0; font-size: 1.25rem; font-weight: 600; }
 .note { color: var(--soft); font-size: .88rem; margin-top: 12px; }
 .scroll { overflow-x: auto; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); gap: 0 40px; }
-table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .92rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); text-align: right; }
 td + td { white-space: nowrap; }
 section > .scroll > table:not(.named, .tiles) { max-width: 680px; }

@@ -43,6 +43,8 @@ arrow is a chosen fusion edge: the layer at its tip also gets the features of th
 grey arrows are candidates that were left out. Every pair of tasks has a panel.""",
     "policy": """The blocks of the shared backbone from left to right, a row for each task. The darker a block,
 the likelier it is that the task selects it. The outlined ones are selected, the rest are skipped.""",
+    "channels": """The blocks of the backbone from left to right, a row for each task: how many of a block's hidden
+channels the task runs. Where there are none, only the block's shortcut is left.""",
     "correlation": """The cosine similarity of two tasks' selection probabilities: at 1 both favour the same
 blocks to the same degree. It is not defined (–) for a task whose probabilities are all 0.""",
     "cells": """The cells of the backbone and of each task's branch. A node adds up two operations on its inputs,
