@@ -365,9 +365,8 @@ def test_json_and_settings_are_checked():
 
 
 def test_the_figure_shows_every_blocks_channels(tmp_path):
-    architecture = elastic_architecture(
-        make_tasks(), load("test_resnet"), {"semantic": [0, 12, 24, 96], "depth": [8, 0, 0, 0]}
-    )
+    kept = {"semantic": [0, 12, 24, 96], "depth": [8, 0, 0, 0]}
+    architecture = elastic_architecture(make_tasks(), ms.backbones.load("test_resnet"), kept)
     (tmp_path / "architecture.json").write_text(architecture.to_json())
     assert [path.stem for path in figures.write(tmp_path)] == ["channels"]
     content = json.loads(architecture.to_json())
