@@ -372,7 +372,7 @@ def test_the_figure_shows_every_blocks_channels(tmp_path):
     content = json.loads(architecture.to_json())
     (image,) = channel_map(content).axes[0].images
     whole = torch.tensor(content["channels"])
-    shown = torch.as_tensor(image.get_array().data)
+    shown = torch.as_tensor(image.get_array().data).float()
     assert torch.allclose(shown, torch.tensor(list(kept.values())) / whole)
 
 
