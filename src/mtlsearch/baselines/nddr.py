@@ -34,7 +34,7 @@ class Fused(Calibrated, JoinedBaseline):
             negative outputs, which a ReLU would destroy.
         fusion_lr_factor: on the learning rate of the fusion layers.
         fusion_bn_momentum: of their BatchNorm.
-        fusion_bn_init: how it starts: "standard", or "identity", see `Calibrated`.
+        fusion_bn_init: how it starts: "standard", the paper's, or "identity", see `Calibrated`.
         others: as for `JoinedBaseline`.
     """
 

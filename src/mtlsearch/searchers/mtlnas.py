@@ -145,7 +145,7 @@ class MTLNAS(Calibrated, FromSingleTask, Searcher):
             negative outputs, which a ReLU would destroy.
         fusion_lr_factor: on the learning rate of the fusion layers (Table S2).
         fusion_bn_momentum: of their BatchNorm, from the authors' files.
-        fusion_bn_init: how it starts: "standard", or "identity", see `Calibrated`.
+        fusion_bn_init: how it starts: "identity", see `Calibrated`, or "standard", the paper's.
         relaxation: "deterministic" (Eq. 4, 5), "concrete" (Eq. 6 to 8), or a function of (logits,
             temperature).
         discretization: "deterministic" (Eq. 9) or "stochastic".
@@ -179,7 +179,7 @@ class MTLNAS(Calibrated, FromSingleTask, Searcher):
         activation: str | None = "auto",
         fusion_lr_factor: float = 1.0,
         fusion_bn_momentum: float = 0.05,
-        fusion_bn_init: str = "standard",
+        fusion_bn_init: str = "identity",
         relaxation: str | Relaxation = "deterministic",
         discretization: str = "deterministic",
         entropy_weight: float = 10.0,
