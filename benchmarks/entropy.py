@@ -1,7 +1,7 @@
 """What the minimum-entropy term does: γ = 0 and 10, w_TI = 0.5 and 1, at the same data, steps and rates.
 
-ResNet-18 on rendered scenes of 32x32, semantic and normals, fusion layers that start as in the paper. Each seed trains
-its single-task networks once; from them start the four searches. Finished runs are not repeated.
+ResNet-18 on rendered scenes of 32x32, semantic and normals, fusion layers that start as in the paper. Each seed
+trains its single-task networks once; from them start the four searches. Finished runs are not repeated.
 
     python benchmarks/entropy.py [--seeds 0 1 2] [--dir runs/entropy] [--json FILE]
 """
