@@ -160,7 +160,7 @@ def test_calibrated_norms_let_features_pass(backbone):
     image = torch.rand(4, 3, size, size)
     single = net.single_task().train()
     before = copy_state(net)
-    calibrate(net, image)
+    calibrate(net.network, image, net.gates.probabilities())
     changed = differing(before, copy_state(net))
     assert changed and all(".norm." in name and name.startswith("network.fusions") for name in changed)
     expected = single(image)
@@ -171,7 +171,9 @@ def test_calibrated_norms_let_features_pass(backbone):
 @pytest.mark.parametrize("make", [ms.MTLNAS, ms.NDDR, ms.MTLNASSupernet])
 def test_norms_are_calibrated_once_where_that_is_wanted(make, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("mtlsearch.searchers.calibration.calibrate", lambda _, image: seen.append(len(image)))
+    monkeypatch.setattr(
+        "mtlsearch.searchers.calibration.calibrate", lambda _, image, gates: seen.append(len(image))
+    )
     for init, calls in (("standard", 0), ("identity", 1)):
         seen.clear()
         s = make(make_tasks(), "test_resnet", fusion_bn_init=init, single_task=False)

@@ -26,9 +26,8 @@ ARCH = "gates.logits"
 
 def mtlnas(tasks=None, **arguments):
     tasks = tasks or make_tasks()
-    return ms.MTLNAS(
-        tasks, "test_resnet", **{"single_task": False, "max_distance": 1, "within_stage": False, **arguments}
-    )
+    space = {"single_task": False, "max_distance": 1, "within_stage": False, "fusion_bn_init": "standard"}
+    return ms.MTLNAS(tasks, "test_resnet", **{**space, **arguments})
 
 
 def one_update(searcher, group):

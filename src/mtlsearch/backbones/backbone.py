@@ -176,9 +176,7 @@ def load(
     if blocks is None:
         blocks = find_blocks(model, whole, [path for path, _ in levels])
     return Backbone(
-        model.to(
-            memory_format=torch.channels_last
-        ),  # as the images: weights are copied at every step otherwise
+        model,
         staged(model, blocks, levels),
         mean=config.mean,
         std=config.std,

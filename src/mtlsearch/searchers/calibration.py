@@ -8,14 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtlsearch.multitask import Batch, MultiTask, parts_of
+from mtlsearch.multitask import Batch, parts_of
 from mtlsearch.nn.fusion import Fusion
 from mtlsearch.searchers.ranges import check_choice
+from mtlsearch.searchers.start import FromSingleTask
 
 BN_INITS = ("standard", "identity")
 
 
-class Calibrated(MultiTask):
+class Calibrated(FromSingleTask):
     """Sets the BatchNorms of fusion layers by the first batch.
 
     Eq. 3 of MTL-NAS lets a fusion layer start as the identity so that pre-trained networks change little, but the
@@ -33,23 +34,29 @@ class Calibrated(MultiTask):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.fusion_bn_init == "identity" and batch_idx == 0 and self.trainer.current_epoch == 0:
             part = parts_of(batch.get("weights", batch) if isinstance(batch, dict) else batch)[0]
-            calibrate(self.net, (self.unpack(part) if self.unpack is not None else part)["image"])
+            image = (self.unpack(part) if self.unpack is not None else part)["image"]
+            calibrate(self.joined(), image, self.expected_gates())
+
+    def expected_gates(self) -> Tensor | None:
+        """The gates of its edges for calibration, nothing drawn; None: all are 1."""
+        return None
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, image: Tensor) -> None:
+def calibrate(network: nn.Module, image: Tensor, gates: Tensor | None = None) -> None:
     """Set the norms of the network's fusion layers so that, for these images, they give what they get.
 
     Args:
-        network: called with `image`; nothing but these norms changes.
+        network: called as `network(image, None, gates)`; nothing but these norms changes.
         image: (B, 3, H, W); under DDP each process has its own, and all take the mean.
+        gates: (number of edges,); None: all are 1.
     """
     norms = [module.norm for module in network.modules() if isinstance(module, Fusion)]
     own = {id(buffer) for norm in norms for buffer in norm.buffers()}
     others = [(buffer, buffer.clone()) for buffer in network.buffers() if id(buffer) not in own]
     handles = [norm.register_forward_pre_hook(_take_statistics) for norm in norms]
     try:
-        network(image)
+        network(image, None, gates)
     finally:
         for handle in handles:
             handle.remove()

@@ -31,7 +31,6 @@ from mtlsearch.searchers.fusion import (
 )
 from mtlsearch.searchers.joined import JoinedNetwork
 from mtlsearch.searchers.ranges import check_choice, check_init_w_ti, check_ranges
-from mtlsearch.searchers.start import FromSingleTask
 from mtlsearch.supernet import Supernet
 from mtlsearch.task import Task, check_tasks
 
@@ -126,7 +125,7 @@ class FusionSupernet(Supernet):
         return self.network.single_task()
 
 
-class MTLNAS(Calibrated, FromSingleTask, Searcher):
+class MTLNAS(Calibrated, Searcher):
     """Searches fusion edges between single-task networks.
 
     In a run, stage "single_task" trains the single-task networks in lockstep, unless `init` gives them, and
@@ -225,6 +224,9 @@ class MTLNAS(Calibrated, FromSingleTask, Searcher):
 
     def joined(self) -> JoinedNetwork:
         return self.net.network
+
+    def expected_gates(self) -> Tensor:
+        return self.net.gates.probabilities()
 
     def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
         return Bilevel(datamodule, redraw=True, seed=self.seed)
