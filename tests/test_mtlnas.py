@@ -181,6 +181,8 @@ def test_norms_are_calibrated_once_where_that_is_wanted(make, tmp_path, monkeypa
         trainer = make_trainer(1, limit_val_batches=0)
         trainer.fit(s, datamodule=s.train_data(data))
         assert len(seen) == calls
+        make_trainer(1, limit_val_batches=0).fit(s, datamodule=s.train_data(data))  # trained norms stay
+        assert len(seen) == calls
         trainer.save_checkpoint(tmp_path / f"{init}.ckpt")
         seen.clear()
         resumed = make(make_tasks(), "test_resnet", fusion_bn_init=init, single_task=False)

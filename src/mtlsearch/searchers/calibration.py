@@ -24,15 +24,17 @@ class Calibrated(FromSingleTask):
     shift start as deviation and mean of what comes in. This is ours; "standard" is the paper's.
     """
 
-    fusion_bn_init = "standard"
+    calibrates = False
+    """Whether the first batch is still to come; a second training leaves the norms as they are."""
 
     def begin_norms(self, init: str) -> None:
         """Set how the norms start: one of `BN_INITS`."""
         check_choice("fusion_bn_init", init, BN_INITS)
-        self.fusion_bn_init = init
+        self.calibrates = init == "identity"
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        if self.fusion_bn_init == "identity" and batch_idx == 0 and self.trainer.current_epoch == 0:
+        wanted, self.calibrates = self.calibrates, False
+        if wanted and self.trainer.current_epoch == 0:  # not where a training goes on
             part = parts_of(batch.get("weights", batch) if isinstance(batch, dict) else batch)[0]
             image = (self.unpack(part) if self.unpack is not None else part)["image"]
             calibrate(self.joined(), image, self.expected_gates())
@@ -65,8 +67,9 @@ def calibrate(network: nn.Module, image: Tensor, gates: Tensor | None = None) ->
 
 
 def _take_statistics(norm: Any, inputs: tuple[Tensor]) -> None:
-    axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
-    moments = torch.stack([inputs[0].mean(axes), inputs[0].square().mean(axes)])
+    x = inputs[0].to(torch.promote_types(inputs[0].dtype, torch.float32))
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    moments = torch.stack([x.mean(axes), x.square().mean(axes)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(moments)
         moments /= dist.get_world_size()
