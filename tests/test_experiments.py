@@ -175,6 +175,7 @@ def test_other_systems_have_the_settings_of_adashare(searcher, tmp_path):
 def test_the_papers_numbers():
     table1, table2, table3 = (settings_of(compose(f"mtlnas/table{n}")) for n in (1, 2, 3))
     assert {table["searcher"]["fusion_bn_init"] for table in (table1, table2, table3)} == {"standard"}
+    assert settings_of(compose("mtlnas/scenes_table5"))["searcher"]["fusion_bn_init"] == "standard"
     for table in (table1, table2, table3):
         searcher = table["searcher"]
         assert searcher["entropy_weight"] == 10 and searcher["init_w_ti"] == 1
