@@ -19,7 +19,7 @@ lint: .venv/ready ## Check style and format
 types: .venv/ready ## Check types
 	$(BIN)/mypy
 
-bench: .venv/ready ## Run every benchmark and write benchmarks/README.md: three hours
+bench: .venv/ready ## Run every benchmark and write benchmarks/README.md: many hours
 	$(BIN)/python benchmarks/run_all.py
 
 clean: ## Remove the virtual environment
