@@ -148,10 +148,10 @@ def test_a_system_has_the_budget_of_all(system):
 def test_a_share_of_the_budget_is_whole_epochs():
     shares = {
         budget: settings_of(compose("compare/scenes_detection", "system=mtnas", f"budget={budget}"))["epochs"]
-        for budget in (1, 20)
+        for budget in (1, 24)
     }
     assert shares[1]["branch"] == shares[1]["finetune"] == 1
-    assert (shares[20]["branch"], shares[20]["backbone"], shares[20]["finetune"]) == (5, 10, 20)
+    assert (shares[24]["branch"], shares[24]["backbone"], shares[24]["finetune"]) == (3, 6, 24)
 
 
 @pytest.mark.parametrize(

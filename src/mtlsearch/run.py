@@ -174,7 +174,7 @@ def work(settings: Settings, dir: Path) -> None:
     result = ms.search(searcher, datamodule, trainer=trainers(settings, dir), dir=dir)
     if not is_first():
         return
-    if not settings.get("keep_checkpoints", True):
+    if not settings["keep_checkpoints"]:
         for path in dir.glob("*/last.ckpt"):
             path.unlink()
     if searched:
@@ -207,8 +207,8 @@ def make(settings: Settings) -> tuple[Any, Any]:
     if settings["objective"] not in known:
         raise ValueError(unknown("objective", settings["objective"], known))
     backbone = build(settings["backbone"]) if settings["backbone"] else None
-    balancing = settings.get("balancing") or {}  # a run that was begun before there was any has no such group
-    others = {"balancing": build(balancing)} if "_target_" in balancing else {}
+    balancing = settings["balancing"]
+    others = {"balancing": build(balancing)} if balancing else {}
     return datamodule, build(settings["searcher"], tasks, backbone, seed=seed, **others)
 
 
