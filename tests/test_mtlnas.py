@@ -286,7 +286,6 @@ def test_an_architecture_refuses_another_backbone():
         ({"init_w_ti": 1.5}, "init_w_ti"),
         ({"init_w_ti": "diagonal"}, "init_w_ti"),
         ({"entropy_warmup": 2.0}, "entropy_warmup"),
-        ({"warmup": 1.0}, "warmup must be below 1"),
         ({"relaxation": "soft"}, "relaxation"),
         ({"discretization": "hard"}, "discretization"),
         ({"backbone": "resnet5O"}, "resnet50"),
@@ -312,23 +311,6 @@ def test_regularisers_weigh_and_ramp():
     plain = searcher(entropy_weight=0.0)
     plain.log = s.log
     assert plain.regularization(0.5) == {}
-
-
-def test_warm_up_trains_weights_alone():
-    s = ms.MTLNAS(make_tasks(), "test_resnet", warmup=0.5, single_task=False)
-    start = s.net.gates.logits.detach().clone()
-    seen = []
-    update = s.update
-
-    def watched(group, batch, batch_index):
-        seen.append((s.current_epoch, group, torch.equal(s.net.gates.logits, start)))
-        update(group, batch, batch_index)
-
-    s.update = watched
-    trainer = make_trainer(2, limit_val_batches=0, limit_train_batches=1)
-    trainer.fit(s, datamodule=s.train_data(TinyData()))
-    assert seen == [(0, "weights", True), (1, "weights", True), (1, "arch", True)]
-    assert not torch.equal(s.net.gates.logits, start)
 
 
 def test_the_temperature_falls_with_its_power():

@@ -148,8 +148,6 @@ class MTLNAS(Calibrated, Searcher):
         relaxation: "deterministic" (Eq. 4, 5), "concrete" (Eq. 6 to 8), or a function of (logits,
             temperature).
         discretization: "deterministic" (Eq. 9) or "stochastic".
-        warmup: the part of the search in [0, 1) that trains weights alone, with the gates as they start: fusion
-            layers are worth something before their gates are judged. The paper has none.
         entropy_weight: γ >= 0 of Eq. 12, on the mean entropy of a gate in nats.
         entropy_warmup: the part of the search in [0, 1] over which γ rises from 0.
         l1_weight: on the mean probability of a gate.
@@ -183,7 +181,6 @@ class MTLNAS(Calibrated, Searcher):
         fusion_bn_init: str = "identity",
         relaxation: str | Relaxation = "deterministic",
         discretization: str = "deterministic",
-        warmup: float = 0.0,
         entropy_weight: float = 10.0,
         entropy_warmup: float = 0.0,
         l1_weight: float = 0.0,
@@ -195,9 +192,7 @@ class MTLNAS(Calibrated, Searcher):
         **training: Any,
     ) -> None:
         check_ranges({"entropy_weight": entropy_weight, "l1_weight": l1_weight}, low=0)
-        check_ranges({"warmup": warmup, "entropy_warmup": entropy_warmup}, low=0, high=1)
-        if warmup == 1:
-            raise ValueError("warmup must be below 1: nothing would be searched.")
+        check_ranges({"entropy_warmup": entropy_warmup}, low=0, high=1)
         check_init_w_ti(init_w_ti)
         check_choice("discretization", discretization, ("deterministic", "stochastic"))
         torch.manual_seed(seed)
@@ -216,7 +211,6 @@ class MTLNAS(Calibrated, Searcher):
             seed=seed,
         )
         super().__init__(supernet, tasks, seed=seed, **{"stage": "search", **training})
-        self.warmup = warmup
         self.entropy_weight = entropy_weight
         self.entropy_warmup = entropy_warmup
         self.l1_weight = l1_weight
@@ -236,9 +230,6 @@ class MTLNAS(Calibrated, Searcher):
 
     def train_data(self, datamodule: pl.LightningDataModule) -> pl.LightningDataModule:
         return Bilevel(datamodule, redraw=True, seed=self.seed)
-
-    def groups(self, epoch: int) -> tuple[str, ...]:
-        return ("weights",) if self.progress(0) < self.warmup - 1e-9 else super().groups(epoch)
 
     def anneal(self, progress: float) -> None:
         self.net.gates.temperature.fill_(self.temperature * (1 - progress) ** self.temperature_power)
