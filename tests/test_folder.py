@@ -9,10 +9,10 @@ from PIL import Image
 
 from mtlsearch.data.augment import Augment
 from mtlsearch.data.encodings import (
+    BoundariesOf,
     Classification,
     Depth,
     Edges,
-    EdgesOf,
     Keypoints,
     Normals,
     Segmentation,
@@ -157,7 +157,7 @@ class TestEncodings:
         ids[:, 5:] = 3
         ids[0] = 255
         save(root / "other/00.png", ids)
-        edges = read(root, EdgesOf(Segmentation("other/{name}.png", classes=5)))
+        edges = read(root, BoundariesOf(Segmentation("other/{name}.png", classes=5)))
         expected = np.tile([0, 0, 0, 0, 1, 1, 0, 0], (SIZE[0], 1)).astype(float)
         expected[0] = np.nan
         np.testing.assert_array_equal(edges[0], expected)
@@ -168,7 +168,7 @@ class TestEncodings:
             ids[:, 33:] = 1
             save(root / f"seg/{i:02}.png", ids)
             save(root / f"images/{i:02}.png", np.zeros((60, 80, 3), dtype=np.uint8))
-        folder = Folder(root, labels={"edges": EdgesOf(SEMANTIC["semantic"])}, resize=(6, 8))
+        folder = Folder(root, labels={"edges": BoundariesOf(SEMANTIC["semantic"])}, resize=(6, 8))
         np.testing.assert_array_equal(folder.samples("val")[0]["edges"].sum(axis=2), np.full((1, 6), 2.0))
 
     @pytest.mark.parametrize("cell, number", [("bath", 1), ("0", 0), ("", -100)])
@@ -499,7 +499,7 @@ def test_nyuv2_normals_fit_the_depth():
 @pytest.mark.skipif(not (SAMPLES / "camvid").is_dir(), reason="MTLSEARCH_SAMPLES has no camvid")
 def test_camvid_as_it_lies():
     ids = Segmentation("{split}annot/{name}.png", classes=11, ignore=11)
-    labels = {"semantic": ids, "edges": EdgesOf(ids)}
+    labels = {"semantic": ids, "edges": BoundariesOf(ids)}
     folder = Folder(SAMPLES / "camvid", image="{split}/{name}.jpg", labels=labels, resize=(96, 128))
     assert [len(items) for items in folder.items.values()] == [367, 101, 233]
     sample = folder.samples("val")[0]

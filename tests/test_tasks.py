@@ -25,6 +25,7 @@ TASKS = {
     "depth": tasks.depth,
     "edges": partial(tasks.edges, channels=2),
     "keypoints": tasks.keypoints,
+    "boundaries": tasks.boundaries,
     "classification": partial(tasks.classification, "scene", num_classes=6, class_names=list("abcdef")),
     "soft classification": partial(tasks.classification, "scene", num_classes=6, soft=True),
 }
@@ -51,6 +52,8 @@ def batch(task, size=(3, 4), images=4, seed=0):
         return prediction, torch.arange(images) % task.target.num_classes
     if isinstance(task.target, tasks.Normals):
         values = torch.nn.functional.normalize(values - 0.6, dim=1)
+    if isinstance(task.target, tasks.Boundaries):
+        values = (values > 0.6).float()
     return torch.randn(target.shape, generator=generator), torch.where(known, values, target)
 
 
@@ -540,6 +543,44 @@ def test_picture_of_edges_shows_every_channel():
     label = np.zeros((2, 1, 3), np.float32)
     label[0, 0, 0], label[1, 0, 1] = 1, 1
     assert tasks.DenseMap(2).picture(label)[0, :, 0].tolist() == [255, 255, 0]
+
+
+def test_boundaries_by_hand():
+    task = tasks.boundaries()
+    target = torch.tensor([1.0, 0.0, 1.0, NAN]).reshape(1, 1, 1, 4)
+    prediction = torch.tensor([3.0, 1.0, 0.0, 9.0]).reshape(1, 1, 1, 4)
+    loss, count = task.loss(prediction, target)
+    expected = math.log(1 + math.exp(-3)) + math.log(1 + math.e) + math.log(2)
+    assert count == 3 and loss.item() == pytest.approx(expected, rel=1e-6)
+    # By falling probability: a hit, a miss, a hit. Half the recall at precision 1, the rest at 2/3.
+    score = measure(task.metrics["average_precision"], (prediction, target))
+    assert score == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    picture = task.target.picture(task.target.decode(prediction)[0].numpy())
+    assert picture[0, :, 0].tolist() == [243, 186, 128, 255]
+
+
+def test_probabilities_of_boundaries_do_not_hang_on_the_batch():
+    """Logits that all lie in 0..1 are logits nevertheless."""
+    task, generator = tasks.boundaries(), torch.Generator().manual_seed(0)
+    target = (torch.rand(8, 1, 4, 4, generator=generator) > 0.5).float()
+    prediction = 2 * torch.rand(8, 1, 4, 4, generator=generator) + target
+    prediction[:4] /= 3  # each of the first four within 0..1
+    apart = measure(task.metrics["average_precision"], *zip(prediction.split(1), target.split(1)))
+    assert apart == measure(task.metrics["average_precision"], (prediction, target))
+
+
+def test_finding_no_boundary_at_all_is_not_rewarded():
+    """With one pixel in ten on a boundary, the absolute error of 0 everywhere is 0.1; its precision is chance."""
+    target = (torch.arange(100) % 10 == 0).float().reshape(1, 1, 10, 10)
+    nothing, found = torch.full_like(target, -9.0), torch.where(target > 0, -1.0, -2.0)
+    metric = tasks.boundaries().metrics["average_precision"]
+    assert measure(metric, (nothing, target)) == pytest.approx(0.1)
+    assert measure(metric, (found, target)) == pytest.approx(1)
+
+
+def test_what_is_no_boundary_is_refused():
+    with pytest.raises(ValueError, match=r"found 0.5.*tasks.edges"):
+        tasks.Boundaries().check(np.array([[[0.0, 0.5, NAN]]], np.float32))
 
 
 # Classification

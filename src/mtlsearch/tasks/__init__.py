@@ -6,6 +6,7 @@
 | `normals` | unit vectors (3, H, W) | 1 - cosine | mean_angle, median_angle, within_11_25 (_22_5, _30) |
 | `depth` | metres (1, H, W) | L1 | absolute_error, relative_error, delta_1, delta_2, delta_3 |
 | `edges`, `keypoints` | values (C, H, W) | L1 | absolute_error |
+| `boundaries` | 0 or 1 (1, H, W) | binary cross entropy | average_precision |
 | `classification` | class id () or probabilities (classes,) | cross entropy or l2 | top1, top5 |
 | `detection` | boxes (n, 4) and class ids (n,) | SSD's | map, map_50, map_50 of each class |
 
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtlsearch.task import Task
+from mtlsearch.tasks.boundaries import Boundaries, boundaries
 from mtlsearch.tasks.boxes import Boxes
 from mtlsearch.tasks.classification import ImageLabel, classification
 from mtlsearch.tasks.depth import Depth, depth
@@ -30,6 +32,7 @@ from mtlsearch.tasks.normals import Normals, normals
 from mtlsearch.tasks.segmentation import ClassMap, segmentation
 
 __all__ = [
+    "Boundaries",
     "Boxes",
     "ClassMap",
     "DenseMap",
@@ -40,6 +43,7 @@ __all__ = [
     "MeanError",
     "MeanScore",
     "Normals",
+    "boundaries",
     "classification",
     "depth",
     "detection",
@@ -52,7 +56,7 @@ __all__ = [
 
 KINDS = {
     make.__name__: make
-    for make in (segmentation, normals, depth, edges, keypoints, classification, detection)
+    for make in (segmentation, normals, depth, edges, keypoints, boundaries, classification, detection)
 }
 
 

@@ -57,8 +57,8 @@ class Segmentation(Files):
 
 
 @dataclass(frozen=True)
-class EdgesOf(Encoding):
-    """Edges made from class ids: 1 at a pixel whose left, right, upper or lower neighbour has another class.
+class BoundariesOf(Encoding):
+    """Boundaries made from class ids: 1 at a pixel whose left, right, upper or lower neighbour has another class.
 
     They are made at the size that the network sees, where they are two pixels wide. Unlabelled pixels have no
     value and make no edge.
@@ -70,7 +70,7 @@ class EdgesOf(Encoding):
     labels: Segmentation
 
     def task(self, name: str, head: HeadChoice) -> Task:
-        return tasks.edges(name, **{"head": head, **self.options})
+        return tasks.boundaries(name, **{"head": head, **self.options})
 
     def find(self, root: Path, split: str) -> dict[str, Path]:
         return self.labels.find(root, split)
