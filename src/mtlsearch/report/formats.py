@@ -41,14 +41,8 @@ LATEX = {
 def terminal(comparison: Comparison, console: Console | None = None) -> None:
     """Print a table for each group of columns, one of the first of each, then what has to be said."""
     console = console or Console()
-    tables = {
-        group if group in OTHERS else f"{SPLITS[comparison.split]}: {words(group)}": [
-            (c, c.title) for c in columns
-        ]
-        for group, columns in comparison.groups.items()
-    }
-    tables[f"{SPLITS[comparison.split]}: overview"] = _overview(comparison)
-    for title, columns in tables.items():
+    tables = [*_groups(comparison), (f"{SPLITS[comparison.split]}: overview", _overview(comparison))]
+    for title, columns in tables:
         for part in _fitting(columns, console.width - max(map(len, comparison.names)) - 4):
             table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
             table.add_column("system", no_wrap=True)
@@ -66,6 +60,15 @@ def terminal(comparison: Comparison, console: Console | None = None) -> None:
 
 def _overview(comparison: Comparison) -> list[Headed]:
     return [(c, c.title if c.group == COST else f"{_named(c.group)} {c.title}") for c in comparison.overview]
+
+
+def _groups(comparison: Comparison) -> list[tuple[str, list[Headed]]]:
+    """Each group's columns, under a title that says which data they are of."""
+    split = SPLITS[comparison.split]
+    return [
+        (group if group in OTHERS else f"{split}: {words(group)}", [(c, c.title) for c in columns])
+        for group, columns in comparison.groups.items()
+    ]
 
 
 def _named(group: str) -> str:
@@ -128,40 +131,36 @@ def markdown_escaped(text: str) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """A table with booktabs, as wide as the text: \\usepackage{booktabs, graphicx}."""
-    marks = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
-    body = [
-        [
-            latex_escaped(name),
-            latex_escaped(seeds),
-            *(marks[c.marks[i]].format(latex_escaped(c.texts[i])) for c in comparison.columns),
-        ]
-        for i, (name, seeds) in enumerate(zip(comparison.names, comparison.seeds))
-    ]
-    above, rules, start = ["", ""], [], 3
-    for group, columns in comparison.groups.items():
-        end = start + len(columns) - 1
-        above.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{latex_escaped(group)}}}")
-        rules.append(rf"\cmidrule(lr){{{start}-{end}}}")
-        start = end + 1
-    titles = ["system", "seeds", *(latex_escaped(column.title) for column in comparison.columns)]
+    """The overview and a table for each group, with booktabs, none wider than the text."""
     said = " ".join(latex_escaped(line) for line in lines(comparison))
+    tables = [_latex_table(comparison, _overview(comparison), said)]
+    tables += [
+        _latex_table(comparison, columns, latex_escaped(title)) for title, columns in _groups(comparison)
+    ]
+    return "\n".join([r"% \usepackage{booktabs, adjustbox}", *tables])
+
+
+def _latex_table(comparison: Comparison, columns: Sequence[Headed], said: str) -> str:
+    marks = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
+    rows = [["system", "seeds", *(latex_escaped(head) for _, head in columns)]]
+    for i, (name, seeds) in enumerate(zip(comparison.names, comparison.seeds)):
+        cells = [marks[c.marks[i]].format(latex_escaped(c.texts[i])) for c, _ in columns]
+        rows.append([latex_escaped(name), latex_escaped(seeds), *cells])
+    head, *body = (f"{' & '.join(row)} \\\\" for row in rows)
     return "\n".join(
         [
-            r"% \usepackage{booktabs, graphicx}",
             r"\begin{table}",
             r"\centering",
-            r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{ll{'r' * len(comparison.columns)}}}",
-            r"\toprule",
-            f"{' & '.join(above)} \\\\",
-            "".join(rules),
-            f"{' & '.join(titles)} \\\\",
-            r"\midrule",
-            *(f"{' & '.join(row)} \\\\" for row in body),
-            r"\bottomrule",
-            r"\end{tabular}}",
             rf"\caption{{{said}}}",
+            r"\begin{adjustbox}{max width=\linewidth}",
+            rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{adjustbox}",
             r"\end{table}",
             "",
         ]
