@@ -7,6 +7,7 @@ import mtlsearch as ms
 from mtlsearch.baselines.random_search import distinct
 from mtlsearch.nn.cells import check_pairs
 from mtlsearch.nn.operations import OPERATIONS
+from mtlsearch.searchers.calibration import calibrate
 from tiny import SGD, TinyData, ToySearcher, make_tasks, make_trainer
 
 LAYOUT = {"channels": 4, "cells": 3, "reductions": [1], "detection_cells": 1}
@@ -45,13 +46,50 @@ def test_every_sample_is_trained_and_the_best_on_validation_data_is_the_result(s
         searcher, TinyData(searcher.tasks), trainer=lambda stage: make_trainer(1), dir=tmp_path
     )
     trained, chosen = result.metrics["retrained"], result.metrics["chosen"]
-    assert list(result.metrics["seconds"]) == ["train_1", "train_2"]
+    before = ["single_task"] if space == "mtlnas" else []
+    assert list(result.metrics["seconds"]) == [*before, "train_1", "train_2"]
+    assert result.metrics["carried"] == [*before, f"train_{chosen + 1}"]
     assert result.metrics["val"]["loss"] == min(found["val"]["loss"] for found in trained)
     assert result.architecture == searcher.finalists()[chosen][0]
     assert len({architecture.to_json() for architecture, _ in searcher.finalists()}) == 2
     again, image = ms.load(tmp_path), torch.rand(1, 3, 32, 32)
     for name, prediction in result.network.eval()(image).items():
         assert torch.allclose(again(image)[name], prediction, atol=1e-5)
+
+
+def test_samples_of_fusion_edges_start_from_the_same_single_task_networks():
+    """As MTL-NAS's does: only their edges tell them apart, and all give what the single-task networks give."""
+    searcher = make("mtlnas", seed=1, samples=3, arguments={"fusion_bn_momentum": 1.0})
+    data = TinyData(searcher.tasks)
+    single = searcher.first_stage()
+    make_trainer(1).fit(single, data)
+    stages = [searcher.next_stage(single)]
+    while following := searcher.next_stage(stages[-1]):
+        stages.append(following)
+    assert [stage.stage for stage in stages] == ["train_1", "train_2", "train_3"]
+    image = next(iter(data.train_dataloader()))["image"]
+    wanted = single.net.train()(image)
+    for stage in stages:
+        assert stage.calibrates
+        calibrate(stage.net, image)
+        for name, prediction in stage.net.train()(image).items():
+            assert torch.allclose(prediction, wanted[name], atol=1e-4)
+
+
+def test_single_task_networks_of_another_run_are_taken_or_refused(tmp_path):
+    single = ms.search(
+        ms.SingleTask(make_tasks(), "test_resnet", optimizer=SGD, seed=4),
+        TinyData(make_tasks()),
+        trainer=lambda stage: make_trainer(1),
+        dir=tmp_path,
+    ).network.state_dict()
+    searcher = make("mtlnas", init=tmp_path, samples=3)
+    assert searcher.first_stage() is searcher
+    for _, network in searcher.finalists():
+        own = network.state_dict()
+        assert all(torch.equal(own[key], value) for key, value in single.items())
+    with pytest.raises(ValueError, match="init: the networks of this space do not start from"):
+        make("adashare", init=tmp_path)
 
 
 def test_the_choice_does_not_depend_on_test_data(tmp_path):
