@@ -286,6 +286,7 @@ def test_an_architecture_refuses_another_backbone():
         ({"init_w_ti": 1.5}, "init_w_ti"),
         ({"init_w_ti": "diagonal"}, "init_w_ti"),
         ({"entropy_warmup": 2.0}, "entropy_warmup"),
+        ({"init_probability": 1.0}, "init_probability must be neither"),
         ({"relaxation": "soft"}, "relaxation"),
         ({"discretization": "hard"}, "discretization"),
         ({"backbone": "resnet5O"}, "resnet50"),
@@ -311,6 +312,12 @@ def test_regularisers_weigh_and_ramp():
     plain = searcher(entropy_weight=0.0)
     plain.log = s.log
     assert plain.regularization(0.5) == {}
+
+
+def test_edges_start_at_the_probability_that_is_given():
+    for probability in (0.5, 0.9):
+        found = searcher(init_probability=probability).net.gates.probabilities()
+        assert (found - probability).abs().max() < 0.02
 
 
 def test_the_temperature_falls_with_its_power():

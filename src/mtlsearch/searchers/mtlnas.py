@@ -61,6 +61,7 @@ class FusionSupernet(Supernet):
         relaxation: Relaxation = deterministic,
         discretization: str = "deterministic",
         init_std: float = 0.01,
+        init_probability: float = 0.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -81,7 +82,9 @@ class FusionSupernet(Supernet):
             momentum=momentum,
             lr_factor=lr_factor,
         )
-        self.gates = Gates(len(self.edges), relaxation=relaxation, init_std=init_std)
+        self.gates = Gates(
+            len(self.edges), relaxation=relaxation, init_std=init_std, init_probability=init_probability
+        )
 
     def forward(
         self, image: Tensor, tasks: Sequence[str] | None = None, gates: Architecture | None = None
@@ -155,6 +158,7 @@ class MTLNAS(Calibrated, Searcher):
         temperature_power: it falls to 0 with (1 - progress) to this power, from the authors' files.
         logits_std: width of the normal distribution from which logits start. At exactly 0 the entropy has no
             gradient.
+        init_probability: in (0, 1), round which the probabilities of the edges start.
         samples: how many stochastic discretisations a run evaluates to report their spread.
         training: as for `Searcher` and `MultiTask`.
 
@@ -187,12 +191,15 @@ class MTLNAS(Calibrated, Searcher):
         temperature: float = 1.0,
         temperature_power: float = 2.0,
         logits_std: float = 0.01,
+        init_probability: float = 0.5,
         samples: int = 10,
         seed: int = 0,
         **training: Any,
     ) -> None:
         check_ranges({"entropy_weight": entropy_weight, "l1_weight": l1_weight}, low=0)
-        check_ranges({"entropy_warmup": entropy_warmup}, low=0, high=1)
+        check_ranges({"entropy_warmup": entropy_warmup, "init_probability": init_probability}, low=0, high=1)
+        if init_probability in (0, 1):
+            raise ValueError("init_probability must be neither 0 nor 1: such a gate has no gradient.")
         check_init_w_ti(init_w_ti)
         check_choice("discretization", discretization, ("deterministic", "stochastic"))
         torch.manual_seed(seed)
@@ -208,6 +215,7 @@ class MTLNAS(Calibrated, Searcher):
             relaxation=relaxation_of(relaxation),
             discretization=discretization,
             init_std=logits_std,
+            init_probability=init_probability,
             seed=seed,
         )
         super().__init__(supernet, tasks, seed=seed, **{"stage": "search", **training})
