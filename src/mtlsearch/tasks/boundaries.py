@@ -13,7 +13,7 @@ from torchmetrics.classification import BinaryAveragePrecision
 from mtlsearch.nn import heads
 from mtlsearch.nn.heads import HeadChoice
 from mtlsearch.task import Task
-from mtlsearch.tasks.maps import DenseMap
+from mtlsearch.tasks.maps import DenseMap, over_labelled
 
 THRESHOLDS = 100
 
@@ -81,13 +81,5 @@ class AveragePrecision(BinaryAveragePrecision):
 
 def binary_cross_entropy(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Binary cross entropy of logits (B, 1, H, W): its sum over the labelled pixels, and their number."""
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"Prediction and target differ in shape: {tuple(prediction.shape)} and {tuple(target.shape)}. "
-            "Make the head's channels those of the label."
-        )
-    labelled = ~target.isnan()
-    losses = F.binary_cross_entropy_with_logits(
-        prediction.float(), torch.where(labelled, target, 0.0), reduction="none"
-    )
-    return torch.where(labelled, losses, 0.0).sum(), labelled.sum()
+    error = partial(F.binary_cross_entropy_with_logits, reduction="none")
+    return over_labelled(error, prediction, target)

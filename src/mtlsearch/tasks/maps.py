@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -102,11 +103,18 @@ def shade(values: np.ndarray, colours: str, cut: float) -> np.ndarray:
 
 def l1(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the absolute errors over the labelled values, and their number; both are (B, C, H, W)."""
+    return over_labelled(lambda found, wanted: (found - wanted).abs(), prediction, target)
+
+
+def over_labelled(
+    error: Callable[[Tensor, Tensor], Tensor], prediction: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sum of an error of each value over those that are not NaN in the target, and their number."""
     if prediction.shape != target.shape:
         raise ValueError(
             f"Prediction and target differ in shape: {tuple(prediction.shape)} and {tuple(target.shape)}. "
             "Make the head's channels those of the label."
         )
     labelled = ~target.isnan()
-    errors = (prediction.float() - torch.where(labelled, target, 0.0)).abs()
+    errors = error(prediction.float(), torch.where(labelled, target, 0.0))
     return torch.where(labelled, errors, 0.0).sum(), labelled.sum()
