@@ -420,6 +420,8 @@ def test_each_stage_has_its_epochs(folder):
     assert stages.make_trainer("search", 7, folder).max_epochs == 7
     with pytest.raises(ValueError, match=r"\+epochs.retrain=N"):
         stages.make_trainer("retrain", epochs, folder)
+    with pytest.raises(ValueError, match=r"\+epochs.search=N"):
+        stages.make_trainer("search", {**epochs, "search": None}, folder)
 
 
 def test_slurm_requeues_by_the_command_and_not_by_lightning(folder, monkeypatch):

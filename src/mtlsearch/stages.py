@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mtlsearch.namespace import pl
 
 PACKAGE = Path(__file__).resolve().parent
-Epochs = int | Mapping[str, int]
+Epochs = int | Mapping[str, int | None]
 
 
 def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **arguments: Any) -> pl.Trainer:
@@ -21,7 +21,7 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
     Args:
         stage: its name; "evaluate" trains nothing.
         epochs: of every stage, or by stage; "retrain" stands for "retrain_1", "retrain_2" and so on, "branch" for
-            "branch_TASK".
+            "branch_TASK". None stands for a stage that there is not.
         dir: the run's folder.
         logger: Lightning's.
         arguments: further ones of `Trainer`.
@@ -35,12 +35,13 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
 
     by_stage = epochs if isinstance(epochs, Mapping) else {stage: epochs}
     name = stage if stage in by_stage else stage.partition("_")[0]
-    if name not in {"evaluate", *by_stage}:
-        raise ValueError(f"epochs has no {name!r}: add +epochs.{name}=N.")
+    count = 1 if stage == "evaluate" else by_stage.get(name)
+    if count is None:
+        raise ValueError(f"epochs has no {name!r}: add ++epochs.{name}=N.")
     try:
         return pl.Trainer(
             **arguments,
-            max_epochs=by_stage.get(name, 1),
+            max_epochs=count,
             logger=logger,
             use_distributed_sampler=False,  # our samplers know the processes
             enable_checkpointing=False,  # `search` sees to these three
@@ -59,7 +60,7 @@ def make_trainer(stage: str, epochs: Epochs, dir: Path, logger: Any = False, **a
 def check_epochs(epochs: Any) -> None:
     """Raise a ValueError where a number of epochs is none."""
     for count in epochs.values() if isinstance(epochs, Mapping) else [epochs]:
-        if not isinstance(count, int) or count < 1:
+        if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"epochs must be whole numbers from 1 up, not {count!r}.")
 
 
