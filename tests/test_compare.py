@@ -14,7 +14,7 @@ from rich.console import Console
 from mtlsearch import compare as command
 from mtlsearch.report import comparing, formats, side_by_side
 from mtlsearch.report.agreement import check, missing
-from mtlsearch.report.comparison import Column, compare
+from mtlsearch.report.comparison import Column, caption, compare
 from mtlsearch.report.delta import delta_m, without_reference
 from mtlsearch.report.numbers import counted, measured, whole
 from mtlsearch.report.pareto import Point, front, trade_off
@@ -179,6 +179,20 @@ def test_a_reference_of_zero_is_left_out_and_said(tmp_path):
     nothing = {"a": {"x": 0.0}}
     assert delta_m(nothing, nothing, {"a": {"x": True}}) == {}
     assert without_reference(nothing, {"a": {"x": True}}) == [("a", "x")]
+
+
+def test_what_breaks_down_another_metric_does_not_count(tmp_path):
+    names = {
+        "directions": {"detection": {"map": True, "map_50_box": True}},
+        "breakdowns": {"detection": ["map_50_box"]},
+    }
+    make_run(tmp_path / "s", "single_task", 0, (0.5, 0.001), **names)
+    make_run(tmp_path / "h", "hard_sharing", 0, (0.6, 0.1), **names)
+    result = table_of(tmp_path)
+    assert result.column("delta_m, %", "all").means == pytest.approx([0, 20])
+    assert result.column("detection", "map_50_box").marks == ["second", "best"]
+    assert "the metrics of a task but map 50 box, which break down another, and over" in caption(result)
+    assert not any("leaves out" in note for note in result.notes)
 
 
 def test_without_single_task_runs_there_is_no_gain(runs):

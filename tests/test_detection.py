@@ -501,6 +501,7 @@ def test_baselines_train_evaluate_derive_and_load(baseline, tmp_path):
         assert all(0 <= value <= 1 for value in content[split]["detection"].values())
     assert content["cost"]["per_task"]["detection"]["macs"] > 0
     assert content["directions"]["detection"]["map_50_light"] is True
+    assert content["breakdowns"] == {"detection": ["map_50_dark", "map_50_light"], "semantic": []}
     spec = json.loads((tmp_path / "architecture.json").read_text())["tasks"]["detection"]
     assert spec == data.tasks[0].spec
     image = torch.rand(2, 3, 33, 47)

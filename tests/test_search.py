@@ -54,7 +54,7 @@ def test_the_folder_holds_what_a_run_promises(run):
         assert [path.name for path in (dir / stage).iterdir()] == ["last.ckpt"]
     metrics = json.loads((dir / "metrics.json").read_text())
     assert metrics == result.metrics
-    assert set(metrics) == {"val", "test", "supernet", "samples", "directions", "cost", *SPENT}
+    assert set(metrics) == {"val", "test", "supernet", "samples", "directions", "breakdowns", "cost", *SPENT}
     names = {task.name: set(task.metrics) for task in make_tasks()}
     for values in (metrics["val"], metrics["test"], *metrics["supernet"].values(), *metrics["samples"]):
         assert {task: set(values[task]) for task in names} == names
@@ -118,7 +118,7 @@ def test_a_finished_run_returns_at_once(run):
 def test_a_baseline_runs_alike(tmp_path):
     tasks = make_tasks()
     result = find(tmp_path, ms.SingleTask(tasks, "test_resnet"))
-    assert set(result.metrics) == {"val", "test", "directions", "cost", *SPENT}
+    assert set(result.metrics) == {"val", "test", "directions", "breakdowns", "cost", *SPENT}
     assert result.architecture.edges == [] and {path.name for path in tmp_path.iterdir()} >= FILES
     parts = [values["params"] for values in result.metrics["cost"]["per_task"].values()]
     assert sum(parts) == result.metrics["cost"]["params"]

@@ -21,7 +21,7 @@ from mtlsearch.multitask import Batch, MultiTask, parts_of
 from mtlsearch.namespace import check_trainer, pl, rank_zero_info
 from mtlsearch.nn.statistics import average_buffers, recompute_statistics
 from mtlsearch.searcher import Searcher
-from mtlsearch.task import Task, metric_directions
+from mtlsearch.task import Task, metric_breakdowns, metric_directions
 
 Metrics = dict[str, Any]
 
@@ -190,6 +190,7 @@ def choose(
                 known[key] = measure(supernet.extract(sample), splits=("val",))["val"]
             metrics["samples"].append(known[key])
     metrics["directions"] = metric_directions(searcher.tasks)
+    metrics["breakdowns"] = metric_breakdowns(searcher.tasks)
     return finalists[best], metrics
 
 

@@ -96,7 +96,8 @@ class Task:
             the sum must be a zero that still hangs on the prediction.
         metrics: by name, functions without arguments that make a torchmetrics metric, updated with
             (prediction, target), whose `higher_is_better` is set. The first is the one that a table shows
-            where there is room for one.
+            where there is room for one. One whose `breaks_down` is True, such as the precision of one class,
+            tells more of another that is there: it is shown, and delta_m leaves it out.
         weight: the factor λ of its loss in the total.
         spec: how a built-in task is written into `architecture.json`; leave it out for tasks of your own.
     """
@@ -144,6 +145,14 @@ def metric_directions(tasks: Sequence[Task]) -> dict[str, dict[str, bool]]:
                 )
             directions[task.name][name] = bool(higher)
     return directions
+
+
+def metric_breakdowns(tasks: Sequence[Task]) -> dict[str, list[str]]:
+    """{task: those of its metrics that only tell more of another, such as the precision of one class}."""
+    return {
+        task.name: [name for name, make in task.metrics.items() if getattr(make(), "breaks_down", False)]
+        for task in tasks
+    }
 
 
 def has_labels(task: Task, target: Any) -> bool:

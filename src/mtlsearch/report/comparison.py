@@ -226,7 +226,7 @@ def _gains(systems: Sequence[System], reference: System, split: str) -> tuple[li
             if base is None:
                 notes[f"No delta_m of seed {seed}: there is no finished run of single_task with it."] = None
                 continue
-            directions = base["directions"]
+            directions = _counted(base)
             own, separate = by_task(metrics[split]), by_task(base[split])
             try:
                 gains[id(metrics)] = delta_m(own, separate, directions)
@@ -244,6 +244,15 @@ def _gains(systems: Sequence[System], reference: System, split: str) -> tuple[li
         return lambda metrics, seed: gains.get(id(metrics), {}).get(task)
 
     return [_column(systems, DELTA, task, True, read(task), gained) for task in order], list(notes)
+
+
+def _counted(metrics: Metrics) -> dict[str, dict[str, bool]]:
+    """The directions of the metrics that delta_m counts: not those that break down another."""
+    breakdowns = metrics.get("breakdowns", {})
+    return {
+        task: {name: higher for name, higher in directions.items() if name not in breakdowns.get(task, ())}
+        for task, directions in metrics["directions"].items()
+    }
 
 
 def _costs(systems: Sequence[System], reference: System | None) -> list[Column]:
@@ -279,9 +288,17 @@ def caption(comparison: Comparison) -> str:
     """What the table shows, in a sentence or two."""
     several = any(len(system.finished) > 1 for system in comparison.systems)
     spread = "Mean ± standard deviation over seeds. " if several else ""
+    breakdowns = [
+        names
+        for system in comparison.systems
+        for metrics in system.finished.values()
+        for names in metrics.get("breakdowns", {}).values()
+    ]
+    parts = ", ".join(map(words, dict.fromkeys(chain(*breakdowns))))
+    but = f" but {parts}, which break down another," if parts else ","
     delta = (
         " delta_m: the mean relative change to the single-task networks of the same seed over the metrics of a "
-        "task, and over the tasks, in percent; more is better."
+        f"task{but} and over the tasks, in percent; more is better."
         if any(column.group == DELTA for column in comparison.columns)
         else ""
     )

@@ -46,7 +46,7 @@ def detection(
 
     Metrics, as fractions, from the precision at 101 recalls as in COCO: `map`, the mean average precision over
     classes and over intersections over union of 0.5 to 0.95; `map_50`, that at 0.5; and with more than one
-    class `map_50_CLASS` of each. A class without a box in the data has none. They need
+    class `map_50_CLASS` of each, which delta_m leaves out. A class without a box in the data has none. They need
     pip install "mtlsearch[detection]".
 
     Args:
@@ -72,7 +72,8 @@ def detection(
         head=heads.boxes(head, num_classes),
         loss=ssd_loss,
         metrics={
-            metric: partial(PartScore, measure, metric) for metric in ("map", "map_50", *target.metrics)
+            metric: partial(PartScore, measure, metric, breaks_down=metric in target.metrics)
+            for metric in ("map", "map_50", *target.metrics)
         },
         weight=weight,
         spec=None if callable(head) else {"kind": "detection", "arguments": arguments},

@@ -63,15 +63,17 @@ class PartScore(Metric):
         make: makes the whole metric, whose compute gives {name: scalar}. Parts with the same `make` are parts of
             the same metric.
         name: the part's.
+        breaks_down: whether it tells more of another part, as that of one class does of the mean over classes.
     """
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, make: Callable[[], Metric], name: str) -> None:
+    def __init__(self, make: Callable[[], Metric], name: str, *, breaks_down: bool = False) -> None:
         super().__init__()
         self.make = make
         self.name = name
+        self.breaks_down = breaks_down
         self.whole = make()
         self.leads = True
 
