@@ -42,10 +42,11 @@ def sweep(name: str, seeds: list[int], dir: Path) -> None:
 
 
 def row(name: str, dir: Path) -> Row:
-    """How many runs a comparison has, and how long they took; its table goes into the results."""
+    """How many runs a comparison has, and how long they took; table and numbers go into the results."""
     result = comparing.run([dir], output=dir)
     page = (dir / "comparison.md").read_text(encoding="utf-8")
     (RESULTS / f"comparisons_{name}.md").write_text(f"### {name}\n\n{page}".replace("\n### ", "\n#### "))
+    (RESULTS / f"comparisons_{name}.csv").write_bytes((dir / "comparison_runs.csv").read_bytes())
     runs = [metrics for system in result.systems for metrics in system.finished.values()]
     seconds = [sum(metrics["seconds"].values()) for metrics in runs]
     return {

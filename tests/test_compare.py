@@ -327,9 +327,12 @@ def test_markdown_latex_and_csv(runs):
     widths = [len(columns) for columns in (result.overview, *result.groups.values())]
     bodies = latex.split(r"\midrule")[1:]
     assert [body.splitlines()[1].count("&") - 1 for body in bodies] == widths
-    rows = list(csv.DictReader(io.StringIO(formats.csv_text(result))))
+    rows = list(csv.DictReader(io.StringIO(formats.csv_of_systems(result))))
     assert float(rows[1]["semantic miou"]) == pytest.approx(0.525)
     assert float(rows[1]["semantic miou, deviation"]) == pytest.approx(0.05 / 2**0.5)
+    rows = list(csv.DictReader(io.StringIO(formats.csv_of_runs(result))))
+    assert [(row["system"], row["seed"]) for row in rows[2:4]] == [("adashare", "0"), ("adashare", "1")]
+    assert [float(row["semantic miou"]) for row in rows[2:4]] == [0.55, 0.5]
 
 
 def test_hostile_names_are_text_everywhere(tmp_path):
@@ -397,7 +400,7 @@ def test_the_command_writes_all_and_names_what_it_refuses(runs, capsys, monkeypa
     assert command.main([str(runs)]) == 0
     out = capsys.readouterr().out
     assert "Comparison: comparison.html, and .md, .tex and .csv" in out
-    assert {f"comparison.{kind}" for kind in ("html", "md", "tex", "csv")} <= {
+    assert {"comparison_runs.csv", *(f"comparison.{kind}" for kind in ("html", "md", "tex", "csv"))} <= {
         path.name for path in runs.iterdir()
     }
     assert command.main(["ada0", "hard0", "--output", "out", "--split", "val"]) == 0

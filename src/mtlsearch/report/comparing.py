@@ -64,6 +64,7 @@ def contents(comparison: Comparison, command: Sequence[str] = ()) -> dict[str, s
     return {
         "comparison.md": formats.markdown(comparison),
         "comparison.tex": formats.latex(comparison),
-        "comparison.csv": formats.csv_text(comparison),
+        "comparison.csv": formats.csv_of_systems(comparison),
+        "comparison_runs.csv": formats.csv_of_runs(comparison),
         "comparison.html": page(comparison, command),
     }

@@ -172,7 +172,19 @@ def latex_escaped(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def csv_text(comparison: Comparison) -> str:
+def csv_of_runs(comparison: Comparison) -> str:
+    """All digits of every finished run: a row a system and seed, empty where a run lacks a number."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["system", "seed", *(f"{column.group} {column.name}" for column in comparison.columns)])
+    for i, system in enumerate(comparison.systems):
+        for j, seed in enumerate(system.finished):
+            values = [column.values[i][j] for column in comparison.columns]
+            writer.writerow([words(system.name), seed, *("" if v is None else repr(v) for v in values)])
+    return stream.getvalue()
+
+
+def csv_of_systems(comparison: Comparison) -> str:
     """All digits: two columns a number, its mean and its deviation."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
