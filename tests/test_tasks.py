@@ -316,7 +316,13 @@ def test_class_map():
     assert target.decode(one_hot(2, 0, 1, classes=3)).tolist() == [[[2, 0, 1]]]
     picture = target.picture(label)
     assert np.array_equal(picture[1, 1], [0, 0, 0])
+
+
+def test_no_two_classes_look_alike_nor_like_paper_or_what_is_unlabelled():
     assert len(np.unique(PALETTE, axis=0)) == 256
+    colours = np.concatenate([[[0, 0, 0], [255, 255, 255]], PALETTE[:20].astype(int)])
+    apart = np.linalg.norm(colours[:, None] - colours, axis=-1)
+    assert apart[np.triu_indices(len(colours), 1)].min() > 60
 
 
 @pytest.mark.parametrize(

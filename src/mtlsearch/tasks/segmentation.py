@@ -114,16 +114,23 @@ def correct(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _palette() -> np.ndarray:
-    """Colours (256, 3) uint8: black for the unlabelled 255, then each the farthest from all before it."""
+    """Colours (256, 3) uint8: first Okabe and Ito's, which all eyes tell apart, then each the farthest from those
+    before it, from white and from black, which is the unlabelled 255."""
+    first = ["56B4E9", "E69F00", "009E73", "D55E00", "0072B2", "CC79A7", "F0E442"]
+    colours = [np.array(list(bytes.fromhex(colour))) for colour in first]
     steps = np.arange(0, 253, 42)
     grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    distance = np.full(len(grid), np.iinfo(np.int64).max)
-    for i in range(UNLABELLED):
+
+    def away(colour: np.ndarray) -> np.ndarray:
         # The eye tells greens better than blues, and blues better than reds ("redmean" weights).
-        distance = np.minimum(distance, ((grid - colours[i - 1].astype(int)) ** 2) @ [2, 4, 3])
-        colours[i] = grid[distance.argmax()]
-    return colours
+        return np.asarray(((grid - colour) ** 2) @ [2, 4, 3])
+
+    black, white = np.array([0, 0, 0]), np.array([255, 255, 255])
+    distance = np.min([away(colour) for colour in (black, white, *colours)], axis=0)
+    while len(colours) < UNLABELLED:
+        colours.append(grid[distance.argmax()])
+        distance = np.minimum(distance, away(colours[-1]))
+    return np.array([*colours, black], dtype=np.uint8)
 
 
 PALETTE = _palette()
