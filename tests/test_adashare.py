@@ -318,7 +318,7 @@ def test_a_decided_policy_gives_fewer_architectures_and_says_so(backbone, caplog
             logits.fill_(50.0)
     with caplog.at_level("INFO"):
         assert len(searcher.candidates()) == 1
-    assert "4 draws are 1 architectures" in caplog.text
+    assert "80 draws gave 1 different architectures, not 4" in caplog.text
 
 
 def test_instance_keeps_its_predictor_and_decides_by_image(backbone, tmp_path):
@@ -423,6 +423,7 @@ def test_random_policies_have_the_skips_of_a_run(backbone, tmp_path):
     counts = [[on.count(False) for on in a.select.values()] for a, _ in total.finalists()]
     assert all(sum(skips) == 3 for skips in counts)
     assert len({tuple(skips) for skips in counts}) > 1
+    assert len(ms.RandomPolicy(tasks, backbone, skips=0, samples=4).finalists()) == 1
     for wrong, message in (
         ({}, "skips="), ({"skips": 13}, "from 0 to 12"), ({"skips": {"depth": 1}}, "must name the tasks"),
         ({"like": tmp_path / "x"}, "not there"), ({"skips": 1, "samples": 0}, "at least 1"),

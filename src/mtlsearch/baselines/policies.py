@@ -15,6 +15,7 @@ from mtlsearch.baselines.baseline import Baseline
 from mtlsearch.baselines.candidates import Candidates
 from mtlsearch.cost import backbone_params
 from mtlsearch.nn.branches import Gates
+from mtlsearch.searchers.distinct import distinct
 from mtlsearch.searchers.policy import PolicyArchitecture, PolicyNetwork, Selection, policy_architecture
 from mtlsearch.task import Task
 
@@ -99,7 +100,7 @@ class RandomPolicy(Candidates):
         skips: how many blocks are skipped, over all tasks (Random #1), or by task (Random #2).
         like: the folder of a finished run of AdaShare that gives these numbers instead.
         per_task: whether `like` gives a number for each task, or their sum.
-        samples: how many policies; the paper takes 8.
+        samples: how many different policies, if there are so many; the paper takes 8.
         pretrained, seed, training: as for `HardSharing`.
 
     Raises:
@@ -134,14 +135,14 @@ class RandomPolicy(Candidates):
                 "Say how many blocks are skipped: skips=, or like= the folder of a run of AdaShare."
             )
         generator = torch.Generator().manual_seed(seed)
-        empty = policy_architecture(tasks, backbone)
-        selections = [draw(names, len(empty.blocks), skips, generator) for _ in range(samples)]
+        blocks = len(policy_architecture(tasks, backbone).blocks)
         candidates: list[tuple[Architecture, nn.Module]] = []
-        for selection in selections:
+        for architecture in distinct(
+            lambda: policy_architecture(tasks, backbone, draw(names, blocks, skips, generator)), samples
+        ):
             torch.manual_seed(seed)
-            fresh = backbone.again()
-            network = PolicyNetwork(tasks, fresh, selection)
-            candidates.append((policy_architecture(tasks, fresh, selection), network))
+            network = PolicyNetwork(tasks, backbone.again(), architecture.select)
+            candidates.append((architecture, network))
         super().__init__(candidates, tasks, seed=seed, **training)
         self.single_task_backbone_params = len(self.tasks) * backbone_params(backbone)
 

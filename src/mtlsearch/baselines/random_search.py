@@ -12,10 +12,10 @@ from torch import nn
 from mtlsearch.architecture import Architecture
 from mtlsearch.backbones import Backbone, load
 from mtlsearch.baselines.candidates import Candidates
-from mtlsearch.namespace import rank_zero_info
 from mtlsearch.searcher import Searcher
 from mtlsearch.searchers import MTLNAS, MTNAS, AdaShare
 from mtlsearch.searchers.calibration import Calibrated
+from mtlsearch.searchers.distinct import distinct
 from mtlsearch.searchers.start import FromSingleTask
 from mtlsearch.supernet import Supernet
 from mtlsearch.task import Task
@@ -85,7 +85,7 @@ class RandomSearch(Candidates):
                 "init: the networks of this space do not start from single-task ones. Leave it out."
             )
         candidates = []
-        for architecture in distinct(supernet, samples, seed):
+        for architecture in uniform(supernet, samples, seed):
             torch.manual_seed(seed)
             fresh = backbone.again() if backbone is not None else None
             network = supernet.extract(architecture) if joins else architecture.build(tasks, fresh)
@@ -98,18 +98,10 @@ class RandomSearch(Candidates):
         self.single_task_backbone_params = searcher.single_task_backbone_params
 
 
-def distinct(space: Supernet, count: int, seed: int) -> list[Architecture]:
-    """So many architectures of a space, each as likely as any other, or all that it has if they are fewer."""
+def uniform(space: Supernet, count: int, seed: int) -> list[Architecture]:
+    """So many different architectures of a space, each as likely as any other; all of a space that has fewer."""
     with torch.no_grad():
         for parameter in space.arch_parameters():
             parameter.zero_()
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Architecture] = {}
-    for _ in range(20 * count):
-        sample = space.sample(generator)
-        found.setdefault(sample.to_json(), sample)
-        if len(found) == count:
-            break
-    if len(found) < count:
-        rank_zero_info(f"The space is so small that {20 * count} draws were {len(found)} architectures.")
-    return list(found.values())
+    return distinct(lambda: space.sample(generator), count)

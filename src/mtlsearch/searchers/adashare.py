@@ -20,12 +20,13 @@ from mtlsearch.backbones import Backbone, load
 from mtlsearch.cost import backbone_params
 from mtlsearch.data.bilevel import Bilevel
 from mtlsearch.multitask import Batch, MultiTask
-from mtlsearch.namespace import pl, rank_zero_info, rank_zero_warn
+from mtlsearch.namespace import pl, rank_zero_warn
 from mtlsearch.nn.gates import Relaxation, bernoulli, entropy, relaxation_of
 from mtlsearch.nn.gates import straight_through as hardened
 from mtlsearch.nn.policies import SPARSITY, sharing, sparsity
 from mtlsearch.nn.reinforce import advantage
 from mtlsearch.searcher import Searcher
+from mtlsearch.searchers.distinct import distinct
 from mtlsearch.searchers.policy import PolicyArchitecture
 from mtlsearch.searchers.policy_supernet import PolicySupernet
 from mtlsearch.searchers.ranges import check_choice, check_ranges, check_temperatures
@@ -223,17 +224,7 @@ class AdaShare(Searcher):
         if not self.drawn or self.net.network.predictor is not None:
             return [_warned(self.derive())]
         generator = torch.Generator().manual_seed(self.seed)
-        found: dict[str, PolicyArchitecture] = {}
-        for _ in range(20 * self.drawn):
-            sample = self.net.sample(generator)
-            found.setdefault(sample.to_json(), sample)
-            if len(found) == self.drawn:
-                break
-        if len(found) < self.drawn:
-            rank_zero_info(
-                f"The policy is so decided that {self.drawn} draws are {len(found)} architectures."
-            )
-        return [_warned(sample) for sample in found.values()]
+        return [_warned(sample) for sample in distinct(lambda: self.net.sample(generator), self.drawn)]
 
     def _stage(self, index: int, architecture: PolicyArchitecture) -> MultiTask:
         torch.manual_seed(self.seed)
