@@ -2,7 +2,8 @@
 
 Each is one command, `python -m mtlsearch.run experiment=compare/NAME -m`, and ends in the table that stands below.
 Finished runs are not repeated. CamVid is looked for in the folder that MTLSEARCH_SAMPLES names, and left out where
-it is not there.
+it is not there. Of each run its settings, numbers and architecture are kept in results/compare, from which
+`python -m mtlsearch.compare benchmarks/results/compare/NAME` makes the table and a page.
 
     python benchmarks/comparisons.py [NAME ...] [--seeds 0 1 2] [--dir compare] [--collect] [--json FILE]
 """
@@ -10,6 +11,7 @@ it is not there.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from mtlsearch.report import comparing
 
 NAMES = ("scenes_3task", "scenes_detection", "camvid_edges", "camvid_detection")
 RESULTS = Path(__file__).resolve().parent / "results"
+KEPT = ("config.yaml", ".hydra/overrides.yaml", "metrics.json", "architecture.json")
 
 
 def sweep(name: str, seeds: list[int], dir: Path) -> None:
@@ -41,12 +44,22 @@ def sweep(name: str, seeds: list[int], dir: Path) -> None:
     subprocess.run([sys.executable, "-m", "mtlsearch.run", *given], check=True)
 
 
+def keep(run: Path, kept: Path) -> None:
+    """Copy what tells of a run, without its weights and pictures."""
+    for file in KEPT:
+        (kept / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / file, kept / file)
+
+
 def row(name: str, dir: Path) -> Row:
-    """How many runs a comparison has, and how long they took; table and numbers go into the results."""
+    """How many runs a comparison has, and how long they took; what they are and its table go into the results."""
     result = comparing.run([dir], output=dir)
     page = (dir / "comparison.md").read_text(encoding="utf-8")
     (RESULTS / f"comparisons_{name}.md").write_text(f"### {name}\n\n{page}".replace("\n### ", "\n#### "))
-    (RESULTS / f"comparisons_{name}.csv").write_bytes((dir / "comparison_runs.csv").read_bytes())
+    for system in result.systems:
+        for run in system.runs:
+            if run.metrics is not None:
+                keep(run.folder, RESULTS / "compare" / name / run.folder.relative_to(dir.resolve()))
     runs = [metrics for system in result.systems for metrics in system.finished.values()]
     seconds = [sum(metrics["seconds"].values()) for metrics in runs]
     return {
